@@ -1,0 +1,164 @@
+# Copyright (c) 2026 The vmw authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""The instance record, the one description of a VM, and the files that belong to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.state import State, write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCHEMA = 1
+"""Version of the record; fields are only ever added."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A VM as it was asked for. libvirt knows what runs; everything else is here."""
+
+    schema: int
+    name: str
+    uuid: str
+    mac: str
+    worktree: str
+    created: str
+    memory_mib: int
+    vcpus: int
+    disk_gib: int
+    bridge: str
+    guest_user: str
+    uid: int
+    gid: int
+    authorized_keys: list[str]
+    generation: str
+    virt_type: str
+    libvirt_uri: str
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Instance:
+        """Build a record, passing over fields of a later version.
+
+        Raises:
+            KeyError: A field is missing.
+        """
+        return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class InstanceFiles:
+    """The directory of one VM and the files in it."""
+
+    state: State
+    name: str
+
+    @property
+    def directory(self) -> Path:
+        """Hold everything of this VM on the host."""
+        return self.state.instances / self.name
+
+    @property
+    def record(self) -> Path:
+        """Hold the instance record."""
+        return self.directory / "instance.json"
+
+    @property
+    def disk(self) -> Path:
+        """Hold the VM's own blocks, an overlay over its generation's disk."""
+        return self.directory / "disk.qcow2"
+
+    @property
+    def seed(self) -> Path:
+        """Hold the NoCloud seed."""
+        return self.directory / "cloud-init.iso"
+
+    @property
+    def seed_sources(self) -> Path:
+        """Hold what the seed was made from, for people to read."""
+        return self.directory / "cloud-init"
+
+    @property
+    def domain(self) -> Path:
+        """Hold the domain's definition as handed to libvirt."""
+        return self.directory / "domain.xml"
+
+    @property
+    def console(self) -> Path:
+        """Hold what the guest printed on its serial console."""
+        return self.directory / "console.log"
+
+    @property
+    def host_key(self) -> Path:
+        """Hold the guest's SSH host key, made on the host so that it can be pinned."""
+        return self.directory / "ssh_host_ed25519_key"
+
+    @property
+    def known_hosts(self) -> Path:
+        """Pin the guest's SSH host key under the VM's name."""
+        return self.directory / "known_hosts"
+
+    @property
+    def ssh_config(self) -> Path:
+        """Hold a stanza that a user's own SSH configuration can include."""
+        return self.directory / "ssh_config"
+
+    def exists(self) -> bool:
+        """Tell whether a record is there."""
+        return self.record.is_file()
+
+    def load(self) -> Instance:
+        """Read the record.
+
+        Raises:
+            VmwError: There is no such VM, or its record cannot be read.
+        """
+        try:
+            return Instance.from_dict(json.loads(self.record.read_text()))
+        except FileNotFoundError as error:
+            message = f"there is no VM named {self.name!r}"
+            raise VmwError(message, "`vmw list` shows what there is", "not_found") from error
+        except (ValueError, KeyError, TypeError) as error:
+            message = f"the record {self.record} cannot be read: {error}"
+            raise VmwError(message, f"`vmw destroy {self.name}` removes what is left of this VM") from error
+
+    def save(self, instance: Instance) -> None:
+        """Write the record, complete or not at all."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_json(self.record, instance.as_dict(), 0o600)
+
+
+def files_of(state_dir: str, name: str) -> InstanceFiles:
+    """Return the files of the VM ``name``.
+
+    Raises:
+        VmwError: ``name`` could not be a VM's, so that it never leads out of the instances' directory.
+    """
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name):
+        message = f"there is no VM named {name!r}"
+        raise VmwError(message, "`vmw list` shows what there is", "not_found")
+    return InstanceFiles(State.at(state_dir), name)
+
+
+def _readable(files: InstanceFiles) -> Instance | None:
+    try:
+        return files.load()
+    except VmwError:
+        return None
+
+
+def all_instances(state: State) -> list[Instance]:
+    """Return every readable record, by name; a broken one is passed over, for `destroy` to clean."""
+    records = sorted(state.instances.glob("*/instance.json"))
+    found = (_readable(InstanceFiles(state, record.parent.name)) for record in records)
+    return [instance for instance in found if instance is not None]

@@ -1,0 +1,94 @@
+# Copyright (c) 2026 The vmw authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Connect to libvirt, with its refusals put into words."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from typing import Any
+
+from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import marked_record
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+
+try:
+    import libvirt
+except ImportError:
+    libvirt = None
+
+GROUP = "libvirt"
+"""Group whose members may use system libvirt, on every distribution that we know."""
+
+# libvirt-python has no type information of its own, hence Any for its objects.
+
+
+def _refusal_hint(reason: str) -> str:
+    """Say what gets a process in that libvirt refuses."""
+    if "ermission denied" not in reason and "authentication" not in reason:
+        return "run `vmw host` to set up this machine, or `vmw doctor` to see what is wrong"
+    user = pwd.getpwuid(os.getuid()).pw_name
+    try:
+        members = grp.getgrnam(GROUP).gr_mem
+    except KeyError:
+        members = []
+    if user not in members:
+        return f"{user} is not in the group {GROUP}; run `vmw host`, which sees to that"
+    return f"{user} is in the group {GROUP} since this login; log in again, or run it through `sg {GROUP} -c '…'`"
+
+
+def connect(uri: str) -> Any:  # noqa: ANN401
+    """Open a connection to libvirt.
+
+    Args:
+        uri: For example ``qemu:///system``.
+
+    Raises:
+        VmwError: libvirt is missing, does not run or refuses this process.
+    """
+    if libvirt is None:
+        message = "Python's libvirt module is not installed"
+        raise VmwError(message, "run `vmw host` to set up this machine", "host_not_ready")
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    try:
+        return libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        message = f"libvirt at {uri} refuses the connection: {error}"
+        raise VmwError(message, _refusal_hint(str(error)), "host_not_ready") from error
+
+
+def find_domain(connection: Any, name: str) -> Any:  # noqa: ANN401
+    """Return the domain named ``name``, or ``None``."""
+    try:
+        return connection.lookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def find_own_domain(connection: Any, name: str, record: str) -> Any:  # noqa: ANN401
+    """Return the domain of one instance, or ``None``.
+
+    Args:
+        connection: The connection to libvirt.
+        name: The domain's name.
+        record: Path of the instance record that the domain must carry.
+
+    Raises:
+        VmwError: A domain of that name is somebody else's.
+    """
+    domain = find_domain(connection, name)
+    if domain is None:
+        return None
+    owner = marked_record(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    if owner != record:
+        whose = f"belongs to {owner}" if owner else "was not made by vmw"
+        message = f"libvirt already has a domain named {name!r}, which {whose}"
+        raise VmwError(message, "choose another name with `--name` (the playbook's `vmw_name`)", "conflict")
+    return domain
+
+
+def is_running(domain: Any) -> bool:  # noqa: ANN401
+    """Tell whether a domain, or ``None``, is active."""
+    return domain is not None and bool(domain.isActive())

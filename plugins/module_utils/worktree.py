@@ -1,0 +1,74 @@
+# Copyright (c) 2026 The vmw authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Check that a directory may be shared with a guest."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+
+
+def _refuse(message: str, hint: str = "") -> VmwError:
+    return VmwError(message, hint or "name the directory of a git worktree", "usage")
+
+
+def _check_text(text: str) -> None:
+    """Refuse a path that no unit file, mount or message could carry."""
+    if not text:
+        message = "no worktree was named"
+        raise _refuse(message, "pass its path, for example `vmw spawn ~/Code/project`")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = f"the path {text!r} is not valid UTF-8"
+        raise _refuse(message, "rename the directory") from error
+    if any(ord(character) < ord(" ") or ord(character) == 127 for character in text):  # noqa: PLR2004
+        message = f"the path {text!r} has a control character"
+        raise _refuse(message, "rename the directory")
+
+
+def _check_place(real: Path, state: Path) -> None:
+    """Refuse a directory that shows a guest more than a worktree."""
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir).resolve()
+    if real == home or real in home.parents:
+        message = f"{real} is, or holds, your home directory: a guest must not see your keys"
+        raise _refuse(message)
+    if real == state or real in state.parents or state in real.parents:
+        message = f"{real} overlaps vmw's own directory {state}"
+        raise _refuse(message)
+
+
+def check_worktree(text: str, state_root: Path) -> Path:
+    """Return the worktree's real, absolute path.
+
+    Args:
+        text: The path as the user gave it, absolute or below ``~``.
+        state_root: The state directory, which no guest may see.
+
+    Raises:
+        VmwError: The directory is missing, unreadable or too much of the host to be shared.
+    """
+    _check_text(text)
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        message = f"the path {text!r} is not absolute"
+        raise _refuse(message, "the worktree must be given as an absolute path here")
+    try:
+        real = path.resolve(strict=True)
+    except FileNotFoundError as error:
+        message = f"{path} does not exist"
+        raise _refuse(message, "check the path; `git worktree list` shows a repository's worktrees") from error
+    except (PermissionError, RuntimeError) as error:
+        message = f"{path} cannot be reached: {error}"
+        raise _refuse(message) from error
+    _check_place(real, state_root.resolve())
+    if not real.is_dir():
+        message = f"{real} is not a directory"
+        raise _refuse(message)
+    if not os.access(real, os.R_OK | os.W_OK | os.X_OK):
+        message = f"{real} is not yours to read and write"
+        raise _refuse(message, "the share is served under your own user; check the directory's owner and mode")
+    return real

@@ -1,0 +1,347 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The vmw authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Create, find or remove the record of a VM."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: instance
+short_description: Record a VM for a worktree
+version_added: 0.1.0
+author: The vmw authors (@vmw-dev)
+description:
+  - Decides everything about one VM and writes it down as its instance record, together with the VM's SSH host key.
+  - With O(state=absent) removes the record and the directory it is in. The worktree is never touched.
+attributes:
+  check_mode:
+    support: full
+    description: Says what would change, and changes nothing.
+  diff_mode:
+    support: none
+    description: The record is returned as a whole.
+options:
+  state:
+    description: Whether the record exists.
+    type: str
+    choices: [present, absent]
+    default: present
+  state_dir:
+    description: vmw's directory on the host.
+    type: str
+    required: true
+  worktree:
+    description: The worktree's absolute path. Needed with O(state=present).
+    type: str
+    default: ""
+  name:
+    description: The VM's name; by default made from the last component of O(worktree).
+    type: str
+    default: ""
+  memory_mib:
+    description: Memory of a new VM, in MiB.
+    type: int
+  vcpus:
+    description: Virtual CPUs of a new VM.
+    type: int
+  disk_gib:
+    description: Size of a new VM's disk, in GiB.
+    type: int
+  bridge:
+    description: The host's bridge to which the VM is attached.
+    type: str
+  guest_user:
+    description: Name of the user in the guest.
+    type: str
+  virt_type:
+    description: The accelerator.
+    type: str
+    choices: [auto, kvm, qemu]
+    default: auto
+  libvirt_uri:
+    description: Where libvirt listens.
+    type: str
+    default: qemu:///system
+"""
+
+EXAMPLES = r"""
+- name: Record the VM
+  vmw.worktree.instance:
+    state_dir: ~/.config/vmw
+    worktree: /home/me/Code/project
+    memory_mib: 4096
+    vcpus: 4
+    disk_gib: 20
+    bridge: br0
+    guest_user: claude
+
+- name: Forget the VM
+  vmw.worktree.instance:
+    state: absent
+    state_dir: ~/.config/vmw
+    name: project
+"""
+
+RETURN = r"""
+instance:
+  description: The instance record.
+  returned: when O(state=present)
+  type: dict
+warnings:
+  description: What the user asked for and did not get.
+  returned: when there is any
+  type: list
+  elements: str
+"""
+
+import datetime as dt
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmw.worktree.plugins.module_utils.accelerator import virt_type
+from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import EMULATED_VCPUS
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
+    SCHEMA,
+    Instance,
+    InstanceFiles,
+    all_instances,
+    files_of,
+)
+from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect, find_own_domain
+from ansible_collections.vmw.worktree.plugins.module_utils.naming import check_name, name_for
+from ansible_collections.vmw.worktree.plugins.module_utils.state import State, command, write_file
+from ansible_collections.vmw.worktree.plugins.module_utils.worktree import check_worktree
+
+SIZES = ("memory_mib", "vcpus", "disk_gib")
+SPARE_BYTES = 1 << 30
+"""Free space below which no VM is made: a fresh guest writes a few hundred MB in its first minutes."""
+
+MINIMUM = {"memory_mib": 512, "vcpus": 1, "disk_gib": 4}
+
+
+def authorized_keys(ssh_directory: Path) -> list[str]:
+    """Return the public keys that may log in to a new VM: the user's key files, else what the SSH agent holds.
+
+    Raises:
+        VmwError: There is no key at all.
+    """
+    keys = [path.read_text().strip() for path in sorted(ssh_directory.glob("id_*.pub"))]
+    if not keys:
+        listing = subprocess.run(["ssh-add", "-L"], capture_output=True, text=True, check=False)
+        keys = listing.stdout.strip().splitlines() if listing.returncode == 0 else []
+    if not keys:
+        message = f"there is no SSH public key in {ssh_directory} and none in an SSH agent"
+        raise VmwError(message, "make one with `ssh-keygen -t ed25519`", "host_not_ready")
+    return keys
+
+
+def current_generation(state: State) -> str:
+    """Return the name of the golden image's current generation.
+
+    Raises:
+        VmwError: There is none yet.
+    """
+    disk = state.golden_image.resolve()
+    if not disk.is_file() or disk.parent.parent != state.images.resolve():
+        message = "there is no golden image yet"
+        raise VmwError(message, "build it with `vmw image build`, or set up everything with `vmw host`", "host_not_ready")
+    return disk.parent.name
+
+
+def check_disk(state: State, generation: str, disk_gib: int) -> None:
+    """Refuse a disk that has no room on the host, or would cut off the golden image's file system.
+
+    Raises:
+        VmwError: Less than `SPARE_BYTES` are free, or the disk is smaller than the image's.
+    """
+    place = state.instances if state.instances.is_dir() else state.images
+    status = os.statvfs(place)
+    free = status.f_bavail * status.f_frsize
+    if free < SPARE_BYTES:
+        message = f"only {free >> 20} MiB are free on the file system of {place}, and a new VM needs 1 GiB"
+        raise VmwError(message, "make room: `vmw list` shows the VMs' disks, `vmw image prune` removes old images")
+    manifest = state.images / generation / "manifest.json"
+    image_gib = int(json.loads(manifest.read_text())["virtual_size"]) >> 30
+    if disk_gib < image_gib:
+        message = f"a disk of {disk_gib} GiB is smaller than the golden image's, which has {image_gib} GiB"
+        raise VmwError(message, "ask for more, or build a smaller image: `vmw_disk_gib` is its size", "usage")
+
+
+def new_record(parameters: dict[str, Any], state: State, worktree: Path, name: str) -> Instance:
+    """Decide everything about a VM that does not exist yet."""
+    for size in SIZES:
+        if parameters[size] < MINIMUM[size]:
+            message = f"{size} is {parameters[size]}, and at least {MINIMUM[size]} are needed"
+            raise VmwError(message, "ask for a larger VM", "usage")
+    generation = current_generation(state)
+    check_disk(state, generation, parameters["disk_gib"])
+    identity = uuid.uuid4()
+    # 52:54:00 is the prefix of QEMU's and libvirt's own addresses.
+    mac = ":".join(("52", "54", "00", *(f"{byte:02x}" for byte in identity.bytes[-3:])))
+    return Instance(
+        schema=SCHEMA,
+        name=name,
+        uuid=str(identity),
+        mac=mac,
+        worktree=str(worktree),
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        memory_mib=parameters["memory_mib"],
+        vcpus=parameters["vcpus"],
+        disk_gib=parameters["disk_gib"],
+        bridge=parameters["bridge"],
+        guest_user=parameters["guest_user"],
+        uid=os.getuid(),
+        gid=os.getgid(),
+        authorized_keys=authorized_keys(Path("~/.ssh").expanduser()),
+        generation=generation,
+        virt_type=virt_type(parameters["virt_type"]),
+        libvirt_uri=parameters["libvirt_uri"],
+    )
+
+
+def existing_record(state: State, worktree: Path, name: str) -> Instance | None:
+    """Return the VM that this worktree has already.
+
+    Args:
+        state: The state directory's layout.
+        worktree: The worktree's real path.
+        name: The name that the user asked for, or an empty string.
+
+    Raises:
+        VmwError: The worktree's VM has another name than the one asked for, or the name is another worktree's.
+    """
+    instances = all_instances(state)
+    for instance in instances:
+        if instance.worktree == str(worktree):
+            if name and name != instance.name:
+                message = f"{worktree} already has the VM {instance.name!r}"
+                raise VmwError(message, f"use it, or remove it first with `vmw destroy {instance.name}`", "conflict")
+            return instance
+    wanted = name or name_for(worktree.name)
+    for instance in instances:
+        if instance.name == wanted:
+            message = f"the VM {wanted!r} belongs to {instance.worktree}, so {worktree} cannot use that name"
+            raise VmwError(message, f"choose another: `vmw spawn {worktree} --name {wanted}-2`", "conflict")
+    return None
+
+
+def refuse_remains(files: InstanceFiles, *, has_domain: bool) -> None:
+    """Refuse to build a new VM upon what is left of one whose record is lost: its disk and its domain have another identity.
+
+    Raises:
+        VmwError: There is a domain, or a file.
+    """
+    left = [path.name for path in files.directory.glob("[!.]*")] if files.directory.is_dir() else []
+    if has_domain or left:
+        message = f"parts of an earlier VM {files.name!r} are there, and its record is lost"
+        raise VmwError(message, f"remove them with `vmw destroy {files.name}`, and spawn again", "conflict")
+
+
+def write_identity(files: InstanceFiles, instance: Instance) -> bool:
+    """Make the SSH host key, pin it, and write the SSH stanza; return whether anything changed."""
+    changed = False
+    if not files.host_key.is_file():
+        key = str(files.host_key)
+        command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"{instance.name} host key", "-f", key)
+        files.host_key.with_suffix(".pub").chmod(0o600)
+        changed = True
+    public = files.host_key.with_suffix(".pub").read_text().split()
+    changed |= write_file(files.known_hosts, f"{instance.name} {public[0]} {public[1]}\n", 0o600)
+    stanza = (
+        f"Host {instance.name} {instance.name}.local",
+        f"  HostName {instance.name}.local",
+        f"  User {instance.guest_user}",
+        f"  HostKeyAlias {instance.name}",
+        f'  UserKnownHostsFile "{files.known_hosts}"',
+        "  ForwardAgent yes",
+    )
+    return changed | write_file(files.ssh_config, "\n".join(stanza) + "\n", 0o600)
+
+
+def present(module: AnsibleModule, state: State) -> dict[str, Any]:
+    """Find or make the record."""
+    parameters = module.params
+    worktree = check_worktree(parameters["worktree"], state.root)
+    name = check_name(parameters["name"]) if parameters["name"] else ""
+    with state.lock("instances"):
+        instance = existing_record(state, worktree, name)
+        files = InstanceFiles(state, instance.name if instance else name or name_for(worktree.name))
+        connection = connect(instance.libvirt_uri if instance else parameters["libvirt_uri"])
+        domain = find_own_domain(connection, files.name, str(files.record))
+        if instance is None:
+            refuse_remains(files, has_domain=domain is not None)
+            instance = new_record(parameters, state, worktree, files.name)
+            if instance.virt_type == "qemu" and instance.vcpus > EMULATED_VCPUS:
+                module.warn(
+                    f"without KVM, {instance.name} runs on {EMULATED_VCPUS} of its {instance.vcpus} virtual CPUs, "
+                    f"as QEMU does not emulate several of them reliably"
+                )
+            changed = True
+            if not module.check_mode:
+                files.save(instance)
+        else:
+            changed = False
+            for size in SIZES:
+                if parameters[size] != getattr(instance, size):
+                    module.warn(
+                        f"{instance.name} keeps {size} {getattr(instance, size)}: sizes apply when a VM is made; "
+                        f"destroy it to spawn it anew"
+                    )
+        if not module.check_mode:
+            changed |= write_identity(files, instance)
+    return {"changed": changed, "instance": instance.as_dict()}
+
+
+def absent(module: AnsibleModule) -> dict[str, Any]:
+    """Remove the record and its directory."""
+    files = files_of(module.params["state_dir"], module.params["name"])
+    changed = files.directory.is_dir()
+    if changed and not module.check_mode:
+        # The record goes last, so that an interrupted removal is still known to `vmw list` and `vmw destroy`.
+        for entry in files.directory.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry != files.record:
+                entry.unlink()
+        files.record.unlink(missing_ok=True)
+        files.directory.rmdir()
+    return {"changed": changed}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "state_dir": {"type": "str", "required": True},
+            "worktree": {"type": "str", "default": ""},
+            "name": {"type": "str", "default": ""},
+            "memory_mib": {"type": "int"},
+            "vcpus": {"type": "int"},
+            "disk_gib": {"type": "int"},
+            "bridge": {"type": "str"},
+            "guest_user": {"type": "str"},
+            "virt_type": {"type": "str", "choices": ["auto", "kvm", "qemu"], "default": "auto"},
+            "libvirt_uri": {"type": "str", "default": "qemu:///system"},
+        },
+        required_if=[
+            ("state", "present", ["memory_mib", "vcpus", "disk_gib", "bridge", "guest_user"]),
+            ("state", "absent", ["name"]),
+        ],
+        supports_check_mode=True,
+    )
+    if module.params["state"] == "absent":
+        run(module, absent)
+    else:
+        run(module, lambda module: present(module, State.at(module.params["state_dir"])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The vmw authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Make a VM's NoCloud seed."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: seed
+short_description: Make the cloud-init seed of a VM
+version_added: 0.1.0
+author: The vmw authors (@vmw-dev)
+description:
+  - Writes the NoCloud seed of a recorded VM, an ISO 9660 image, and keeps its sources beside it for people to read.
+  - Adds the VM's SSH host key to the user data, so that no task ever prints it.
+extends_documentation_fragment: [vmw.worktree.instance]
+attributes:
+  check_mode:
+    support: full
+    description: Says what would change, and changes nothing.
+  diff_mode:
+    support: none
+    description: The user data holds a private key.
+options:
+  user_data:
+    description: The cloud-config, without SSH host keys.
+    type: dict
+    required: true
+  network_config:
+    description: The network configuration, version 2.
+    type: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Make the seed
+  vmw.worktree.seed:
+    state_dir: ~/.config/vmw
+    name: project
+    user_data:
+      hostname: project
+    network_config:
+      version: 2
+"""
+
+RETURN = r"""
+path:
+  description: The seed's path.
+  returned: success
+  type: str
+"""
+
+import json
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles, files_of
+from ansible_collections.vmw.worktree.plugins.module_utils.state import (
+    command,
+    grant,
+    open_way,
+    qemu_peer,
+    write_file,
+)
+
+
+def sources(files: InstanceFiles, user_data: dict[str, Any], network_config: dict[str, Any]) -> dict[str, str]:
+    """Return the seed's files by name. JSON is YAML, as cloud-init reads it, without YAML's surprises."""
+    instance = files.load()
+    keys = {
+        "ed25519_private": files.host_key.read_text(),
+        "ed25519_public": files.host_key.with_suffix(".pub").read_text(),
+    }
+    meta_data = {"instance-id": instance.uuid, "local-hostname": instance.name}
+    return {
+        "user-data": "#cloud-config\n" + json.dumps({**user_data, "ssh_keys": keys}, indent=2) + "\n",
+        "meta-data": json.dumps(meta_data, indent=2) + "\n",
+        "network-config": json.dumps(network_config, indent=2) + "\n",
+    }
+
+
+def write(files: InstanceFiles, user_data: dict[str, Any], network_config: dict[str, Any]) -> dict[str, Any]:
+    """Write the sources, and the image when they changed."""
+    contents = sources(files, user_data, network_config)
+    files.seed_sources.mkdir(mode=0o700, exist_ok=True)
+    changed = not files.seed.is_file()
+    for name, content in contents.items():
+        changed |= write_file(files.seed_sources / name, content, 0o600)
+    if changed:
+        partial = files.seed.with_suffix(".partial")
+        command(
+            "xorriso", "-as", "mkisofs", "-quiet", "-o", str(partial), "-volid", "cidata", "-joliet", "-rational-rock",
+            str(files.seed_sources),
+        )  # fmt: skip
+        partial.chmod(0o600)
+        partial.replace(files.seed)
+    peer = qemu_peer(files.load().libvirt_uri)
+    if peer:
+        changed |= open_way(files.seed, peer)
+        changed |= grant(files.seed, peer, "r--")
+    return {"changed": changed, "path": str(files.seed)}
+
+
+def make(module: AnsibleModule) -> dict[str, Any]:
+    """Make the seed, or say what would be made."""
+    files = files_of(module.params["state_dir"], module.params["name"])
+    if module.check_mode:
+        return {"changed": not files.seed.is_file(), "path": str(files.seed)}
+    with files.state.lock(files.name):
+        return write(files, module.params["user_data"], module.params["network_config"])
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state_dir": {"type": "str", "required": True},
+            "name": {"type": "str", "required": True},
+            "user_data": {"type": "dict", "required": True, "no_log": False},
+            "network_config": {"type": "dict", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    run(module, make)
+
+
+if __name__ == "__main__":
+    main()

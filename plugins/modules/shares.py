@@ -1,0 +1,194 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The vmw authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Serve a VM's shares by virtiofsd."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: shares
+short_description: Serve directories of the host to a VM
+version_added: 0.1.0
+author: The vmw authors (@vmw-dev)
+description:
+  - Writes one systemd user socket and service per share, and has the sockets listen now and after every boot.
+  - QEMU's connection starts a fresh virtiofsd as the calling user, in a mount namespace that shows it just its share.
+  - With O(state=absent) stops and removes every unit of the VM.
+attributes:
+  check_mode:
+    support: full
+    description: Says what would change, and changes nothing.
+  diff_mode:
+    support: none
+    description: The units are readable with C(systemctl --user cat).
+options:
+  state:
+    description: Whether the shares are served.
+    type: str
+    choices: [present, absent]
+    default: present
+  name:
+    description: The VM's name.
+    type: str
+    required: true
+  runtime_dir:
+    description: Directory of the sockets, whose group is QEMU's; by default the calling user's own below C(/run/vmw).
+    type: str
+    default: ""
+  shares:
+    description: The shares. Needed with O(state=present).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      tag:
+        description: The name by which the guest mounts it.
+        type: str
+        required: true
+      path:
+        description: The directory on the host. Needed with O(state=present).
+        type: str
+        default: ""
+      read_only:
+        description: Whether the guest, root included, may only read.
+        type: bool
+        default: false
+"""
+
+EXAMPLES = r"""
+- name: Share a worktree
+  vmw.worktree.shares:
+    name: project
+    runtime_dir: /run/vmw/me
+    shares:
+      - tag: vmw:repo
+        path: /home/me/Code/project
+"""
+
+RETURN = r"""
+sockets:
+  description: The sockets' paths by tag.
+  returned: when O(state=present)
+  type: dict
+"""
+
+import os
+import pwd
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
+from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
+    Daemon,
+    ShareSpec,
+    command_line,
+    find_virtiofsd,
+    service_unit,
+    socket_path,
+    socket_unit,
+    unit_name,
+)
+from ansible_collections.vmw.worktree.plugins.module_utils.state import command, write_file
+
+
+def unit_directory() -> Path:
+    """Return the directory of the user's own units."""
+    return Path("~/.config/systemd/user").expanduser()
+
+
+def systemctl(*argv: str) -> str:
+    """Talk to the user's service manager, which lingers and so runs without a login."""
+    os.environ.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
+    return command("systemctl", "--user", *argv, hint="is lingering on? `vmw doctor` tells")
+
+
+def write_units(name: str, runtime_dir: str, shares: list[ShareSpec], *, check_mode: bool) -> bool:
+    """Write the units' files and return whether any changed."""
+    binary = find_virtiofsd()
+    daemon = Daemon.probed(binary, command(binary, "--help"))
+    texts = {}
+    for share in shares:
+        argv = command_line(daemon, share, os.getuid(), os.getgid())
+        texts[f"{unit_name(name, share)}.socket"] = socket_unit(name, share, runtime_dir)
+        texts[f"{unit_name(name, share)}.service"] = service_unit(name, share, argv)
+    directory = unit_directory()
+    if check_mode:
+        return any(not (directory / unit).is_file() or (directory / unit).read_text() != texts[unit] for unit in texts)
+    directory.mkdir(parents=True, exist_ok=True)
+    changed = False
+    for unit, text in texts.items():
+        changed |= write_file(directory / unit, text)
+    return changed
+
+
+def present(module: AnsibleModule) -> dict[str, Any]:
+    """Write the units and have the sockets listen."""
+    name = module.params["name"]
+    runtime_dir = module.params["runtime_dir"] or f"/run/vmw/{pwd.getpwuid(os.getuid()).pw_name}"
+    shares = [
+        ShareSpec(share["tag"], str(Path(share["path"]).expanduser()), share["read_only"]) for share in module.params["shares"]
+    ]
+    sockets = {share.tag: socket_path(runtime_dir, name, share) for share in shares}
+    if module.check_mode and not Path(runtime_dir).is_dir():
+        return {"changed": True, "sockets": sockets}
+    if not os.access(runtime_dir, os.W_OK):
+        message = f"{runtime_dir} is missing or not yours"
+        raise VmwError(message, "run `vmw host` to set up this machine", "host_not_ready")
+    for share in shares:
+        if not Path(share.path).is_dir():
+            message = f"the directory {share.path}, which {name} shares, is gone"
+            raise VmwError(message, f"bring it back, or remove the VM with `vmw destroy {name}`")
+    changed = write_units(name, runtime_dir, shares, check_mode=module.check_mode)
+    if module.check_mode:
+        return {"changed": changed, "sockets": sockets}
+    units = [f"{unit_name(name, share)}.socket" for share in shares]
+    if changed:
+        systemctl("daemon-reload")
+    if changed or not all(Path(path).is_socket() for path in sockets.values()):
+        systemctl("enable", "--now", *units)
+        changed = True
+    return {"changed": changed, "sockets": sockets}
+
+
+def absent(module: AnsibleModule) -> dict[str, Any]:
+    """Stop and remove this VM's units, by exact name."""
+    directory = unit_directory()
+    name = module.params["name"]
+    units = [
+        path
+        for share in module.params["shares"]
+        for suffix in (".socket", ".service")
+        if (path := directory / f"{unit_name(name, ShareSpec(share['tag'], '', False))}{suffix}").is_file()  # noqa: FBT003
+    ]
+    if units and not module.check_mode:
+        systemctl("disable", "--now", *(path.name for path in units if path.suffix == ".socket"))
+        systemctl("stop", *(path.name for path in units))
+        for path in units:
+            path.unlink()
+        systemctl("daemon-reload")
+    return {"changed": bool(units)}
+
+
+def main() -> None:
+    """Run the module."""
+    share = {
+        "tag": {"type": "str", "required": True},
+        "path": {"type": "str", "default": ""},
+        "read_only": {"type": "bool", "default": False},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "name": {"type": "str", "required": True},
+            "runtime_dir": {"type": "str", "default": ""},
+            "shares": {"type": "list", "elements": "dict", "options": share, "default": []},
+        },
+        required_if=[("state", "present", ["shares"])],
+        supports_check_mode=True,
+    )
+    run(module, absent if module.params["state"] == "absent" else present)
+
+
+if __name__ == "__main__":
+    main()
