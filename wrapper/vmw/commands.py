@@ -1,0 +1,365 @@
+"""The commands: options and help in, a service's work, a line or two out. Whatever is slow is imported where it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vmw import __version__
+from vmw.display import console
+from vmw.errors import ExitCode, VmwError
+
+if TYPE_CHECKING:
+    from vmw.runner.playbook import Outcome
+    from vmw.services.listing import Row
+    from vmw.services.operations import Operations
+    from vmw.settings import Settings
+
+SPAWN_SCHEMA = 1
+IMAGES_SCHEMA = 1
+
+app = typer.Typer(
+    name="vmw",
+    help="Run a coding agent in its own virtual machine, one per git worktree.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+image_app = typer.Typer(help="The golden image that all VMs are cloned from.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(image_app, name="image")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The VM's name, as `vmw list` shows it.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass
+class Invocation:
+    """What holds for the whole run of the program, whatever the command.
+
+    Args:
+        password: The password for sudo, when the launcher has asked for it.
+        debug: Whether errors show where they come from.
+    """
+
+    password: str | None = None
+    debug: bool = False
+
+
+def _show_version(value: bool) -> None:  # noqa: FBT001 - typer passes it so
+    if value:
+        console.data(f"vmw {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")] = False,
+) -> None:
+    """Run a coding agent in its own virtual machine, one per git worktree."""
+    context.obj.debug = debug
+
+
+def _settings() -> Settings:
+    from vmw.settings import load_settings  # noqa: PLC0415
+
+    return load_settings()
+
+
+def _operations(settings: Settings, *, show_changes: bool = False) -> Operations:
+    from vmw.display.progress import make_progress  # noqa: PLC0415
+    from vmw.layout import find_layout  # noqa: PLC0415
+    from vmw.services.operations import Operations  # noqa: PLC0415
+
+    return Operations(find_layout(), settings, make_progress(settings.state_dir, show_changes=show_changes))
+
+
+def _join_group(settings: Settings) -> None:
+    """Start this command anew with libvirt's group, when the user is in it and this process is older than that."""
+    if not settings.system_libvirt:
+        return
+    from vmw.services import group  # noqa: PLC0415
+
+    argv = group.reexec_argv([sys.executable, *sys.orig_argv[1:]])
+    if argv:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execvpe(argv[0], argv, {**os.environ, group.MARKER: "1"})  # noqa: S606 - replaces this process on purpose
+
+
+def _set_up_host(settings: Settings, context: typer.Context) -> Outcome:
+    from vmw.services.become import become_password  # noqa: PLC0415
+
+    password = become_password(context.obj.password, console.ask_password)
+    return _operations(settings, show_changes=True).host(password)
+
+
+@app.command()
+def host(context: typer.Context) -> None:
+    """Set up this machine: packages, libvirt, bridge, mDNS, golden image. Asks once for the sudo password."""
+    console.say("Setting up this machine ...")
+    outcome = _set_up_host(_settings(), context)
+    console.say(f"This machine is ready ({outcome.changed} changed).")
+
+
+@app.command()
+def spawn(  # noqa: PLR0913 - one argument for each option
+    context: typer.Context,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="The worktree's directory.", show_default=False)],
+    *,
+    name: Annotated[str | None, typer.Option(help="The VM's name, by default made from the directory's.")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory: 4G, 512M, or a number of MiB.")] = None,
+    cpus: Annotated[int | None, typer.Option(metavar="N", min=1, help="Virtual CPUs.")] = None,
+    disk: Annotated[str | None, typer.Option(metavar="SIZE", help="Disk size in GiB, taken up only as it fills.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return before the VM can be reached.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make and start a VM for a worktree; one that is there already is started. Sets up this machine first if need be."""
+    from vmw.services import group, worktree  # noqa: PLC0415
+    from vmw.services import host as host_service  # noqa: PLC0415
+
+    values = worktree.spawn_vars(path, name=name, memory=memory, cpus=cpus, disk=disk, wait=not no_wait)
+    settings = _settings()
+    worktree.check_worktree(str(values["worktree"]), settings.state_dir, named=name is not None)
+    _offer_ssh_key()
+    # A process that was started anew with the group comes from here, where the machine was looked at.
+    missing = [] if os.environ.get(group.MARKER) else host_service.missing(settings)
+    if missing:
+        console.say(f"This machine is not set up yet ({', '.join(missing)}). Setting it up first ...")
+        _set_up_host(settings, context)
+    _join_group(settings)
+    console.say(f"Spawning a VM for {values['worktree']} ...")
+    instance = _operations(settings).spawn(values).results.get("instance", {})
+    vm = str(instance.get("name", name or ""))
+    if as_json:
+        console.data_json(SPAWN_SCHEMA, instance=instance, connect=[console.program(), "ssh", vm])
+    else:
+        verb = "is being started" if no_wait else "is ready"
+        console.say(f"{vm} {verb}. Connect with:")
+        console.data(f"{console.program()} ssh {vm}")
+
+
+def _offer_ssh_key() -> None:
+    from vmw.services import worktree  # noqa: PLC0415
+
+    if worktree.has_ssh_key():
+        return
+    if not sys.stdin.isatty():
+        message = "you have no SSH key, and the VM would have none to trust"
+        raise VmwError(message, "make one with `ssh-keygen -t ed25519`", ExitCode.HOST_NOT_READY)
+    console.say("You have no SSH key, and the VM would have none to trust.")
+    if not console.confirm(f"Make one now ({worktree.SSH_KEY})?"):
+        message = "no SSH key was made"
+        raise VmwError(message, "make one with `ssh-keygen -t ed25519`", ExitCode.HOST_NOT_READY)
+    worktree.make_ssh_key()
+
+
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def ssh(
+    name: Name,
+    command: Annotated[list[str] | None, typer.Argument(metavar="[-- CMD...]", help="What to run in the VM.")] = None,
+) -> None:
+    """Log in to a VM, or run a command in it, with agent forwarding. The exit code is the remote command's."""
+    from vmw.services.ssh import connection  # noqa: PLC0415
+
+    settings = _settings()
+    _join_group(settings)
+    words = list(command or [])
+    if words[:1] == ["--"]:
+        del words[0]
+    argv = connection(settings, name, words)
+    try:
+        os.execvp(argv[0], argv)  # noqa: S606 - becomes ssh, so that signals and the exit code are its own
+    except FileNotFoundError as error:
+        message = "ssh is not installed"
+        raise VmwError(message, "install your distribution's OpenSSH client", ExitCode.HOST_NOT_READY) from error
+
+
+@app.command("list")
+def list_(*, as_json: AsJson = False) -> None:
+    """Show all VMs, running and stopped."""
+    from vmw.services import listing  # noqa: PLC0415
+
+    settings = _settings()
+    _join_group(settings)
+    found = listing.list_vms(settings)
+    if found.warning:
+        console.warn(found.warning.message, found.warning.hint)
+    if as_json:
+        console.data_json(listing.SCHEMA, vms=[asdict(row) for row in found.rows])
+        return
+    if not found.rows:
+        console.say("There are no VMs; `vmw spawn PATH` makes one.")
+        return
+    header = ["NAME", "STATE", "ADDRESS", "MEMORY/VCPU", "DISK USED", "AGE", "IMAGE", "WORKTREE"]
+    console.table(header, [_cells(row) for row in found.rows])
+
+
+def _cells(row: Row) -> list[str]:
+    from vmw.services.listing import seconds_since  # noqa: PLC0415
+
+    seconds = seconds_since(row.created)
+    return [
+        row.name,
+        row.state,
+        row.address or "-",
+        f"{row.memory_mib} MiB/{row.vcpus}" if row.memory_mib else "-",
+        f"{console.size(row.disk_used_bytes)} of {row.disk_gib} GiB" if row.disk_gib else "-",
+        console.age(seconds) if seconds is not None else "-",
+        row.generation or "-",
+        row.worktree or "-",
+    ]
+
+
+@app.command()
+def start(name: Name) -> None:
+    """Start a stopped VM and wait until it can be reached."""
+    settings = _settings()
+    _join_group(settings)
+    operations = _operations(settings)
+    was_off = not operations.is_on(name)
+    console.say(f"Starting {name} ...")
+    operations.start(name)
+    console.say(f"{name} runs." if was_off else f"{name} was running already.")
+
+
+@app.command()
+def stop(
+    name: Name,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Pull the plug instead of asking the guest.")] = False,
+    timeout: Annotated[int, typer.Option(metavar="SECONDS", min=0, help="How long the guest may take.")] = 90,
+) -> None:
+    """Shut a VM down and wait until it is off."""
+    settings = _settings()
+    _join_group(settings)
+    operations = _operations(settings)
+    was_on = operations.is_on(name)
+    console.say(f"Stopping {name} ...")
+    operations.stop(name, force=force, timeout=timeout)
+    console.say(f"{name} is off." if was_on else f"{name} was off already.")
+
+
+@app.command()
+def destroy(
+    name: Name,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a VM with its disk, also a half-made one. The worktree is never touched."""
+    from vmw.services import operations, records  # noqa: PLC0415
+
+    settings = _settings()
+    _join_group(settings)
+    if not operations.left_of(settings, name):
+        # What was asked for is so already.
+        unknown = records.unknown(settings.state_dir, name)
+        console.warn(f"{unknown.message}, so nothing was done", unknown.hint)
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise operations.refuse_without_terminal(name)
+        if not console.confirm(f"Destroy {name} and everything on its disk? The worktree stays."):
+            console.say("Nothing was done.")
+            raise typer.Exit(ExitCode.FAILED)
+    console.say(f"Destroying {name} ...")
+    _operations(settings).destroy(name)
+    console.say(f"{name} is gone.")
+
+
+@image_app.command("build")
+def image_build() -> None:
+    """Build a new generation of the golden image. VMs that exist keep theirs."""
+    settings = _settings()
+    _join_group(settings)
+    console.say("Building a golden image ...")
+    outcome = _operations(settings).build_image()
+    console.say(f"New VMs use generation {outcome.results.get('generation', '')}.".replace(" .", "."))
+
+
+@image_app.command("list")
+def image_list(*, as_json: AsJson = False) -> None:
+    """Show the generations of the golden image."""
+    from vmw.services import listing  # noqa: PLC0415
+
+    images = listing.list_images(_settings())
+    if as_json:
+        console.data_json(IMAGES_SCHEMA, images=[asdict(image) for image in images])
+        return
+    if not images:
+        console.say("There is no golden image; `vmw host` or `vmw image build` makes one.")
+        return
+    header = ["GENERATION", "CREATED", "NODE", "CLAUDE", "SIZE", "USED BY"]
+    rows = [
+        [
+            f"{image.generation}{' (current)' if image.current else ''}",
+            image.created or "-",
+            image.node or "-",
+            image.claude_code or "-",
+            console.size(image.size_bytes),
+            ", ".join(image.used_by) or "-",
+        ]
+        for image in images
+    ]
+    console.table(header, rows)
+
+
+@image_app.command("prune")
+def image_prune() -> None:
+    """Remove the generations that no VM uses."""
+    settings = _settings()
+    _join_group(settings)
+    console.say("Removing unused golden images ...")
+    outcome = _operations(settings).prune_images()
+    removed = outcome.results.get("removed", [])
+    if removed:
+        console.say(f"Removed {', '.join(removed)} and freed {console.size(outcome.results.get('freed_bytes', 0))}.")
+    else:
+        console.say("There is none.")
+
+
+@app.command()
+def logs(
+    name: Name,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing what is added.")] = False,
+) -> None:
+    """Show a VM's console and the journal of its share daemons."""
+    from vmw.display.follow import show  # noqa: PLC0415
+    from vmw.services import logs as logs_service  # noqa: PLC0415
+
+    sources = logs_service.sources(_settings(), name, follow=follow)
+    if not show(sources):
+        raise logs_service.nothing_to_show(name)
+
+
+@app.command()
+def doctor(*, as_json: AsJson = False) -> None:
+    """Check this machine and say what mends what is broken. Exit code 3 when something is."""
+    from vmw.services import doctor as doctor_service  # noqa: PLC0415
+
+    settings = _settings()
+    _join_group(settings)
+    findings = doctor_service.examine(settings)
+    if as_json:
+        checks = [{"name": name, **asdict(finding)} for name, finding in findings]
+        console.data_json(doctor_service.SCHEMA, checks=checks)
+    else:
+        colours = {"ok": console.GREEN, "warn": console.YELLOW, "fail": console.RED}
+        for name, finding in findings:
+            status = console.paint(f"{finding.status:<4}", colours[finding.status], sys.stdout)
+            console.data(f"{status}  {name}: {finding.message}")
+            if finding.fix:
+                console.data(f"      {console.paint('mend:', console.CYAN, sys.stdout)} {finding.fix}")
+    if any(finding.status is doctor_service.Status.FAIL for _, finding in findings):
+        raise typer.Exit(ExitCode.HOST_NOT_READY)

@@ -1,0 +1,1 @@
+"""What is printed, and how. Nothing else in the package prints."""

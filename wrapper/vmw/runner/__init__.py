@@ -1,0 +1,1 @@
+"""Run playbooks through ansible-runner and turn its events into something to show."""

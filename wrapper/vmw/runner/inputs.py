@@ -1,0 +1,73 @@
+"""What goes into a playbook run: environment, extra variables, ansible-runner's own settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmw.layout import Layout
+
+ExtraVars = dict[str, str | int | bool]
+
+POLL_SECONDS = 0.1
+"""How often ansible-runner hands control back: the latency of Ctrl-C and of the display. Its default is 5 s."""
+
+_PLAIN = frozenset(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
+
+
+def _quoted(text: str) -> str:
+    """Return ``text`` as a YAML double-quoted scalar in plain ASCII; YAML refuses raw control characters."""
+    return '"' + "".join(c if c in _PLAIN else f"\\U{ord(c):08X}" for c in text) + '"'
+
+
+def extra_vars_yaml(extra_vars: Mapping[str, str | int | bool]) -> str:
+    """Return extra variables as a file for `-e @file`, each string marked so that Ansible never templates it."""
+    if not extra_vars:
+        # Ansible takes an empty file for no dictionary.
+        return "--- {}\n"
+    lines = ["---"]
+    for name, value in extra_vars.items():
+        if isinstance(value, str):
+            lines.append(f"{name}: !unsafe {_quoted(value)}")
+        else:
+            lines.append(f"{name}: {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def runner_settings() -> str:
+    """Return ansible-runner's `env/settings`; passed as an argument they would be dropped without a word."""
+    return json.dumps({"pexpect_timeout": POLL_SECONDS, "suppress_ansible_output": True, "suppress_output_file": True})
+
+
+def environment(layout: Layout, base: Mapping[str, str], become_password_file: Path | None) -> dict[str, str]:
+    """Return what is set on top of the caller's environment for ansible-playbook.
+
+    Args:
+        layout: Where the collection is.
+        base: The caller's environment.
+        become_password_file: File with the password for sudo, or None when there is none or the caller's own serves.
+    """
+    values = {
+        # The virtual environment need not be activated, and `pipx` and `uv tool` leave ansible-playbook off PATH.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), base.get("PATH", os.defpath)]),
+        "ANSIBLE_CONFIG": str(layout.ansible_cfg),
+        "ANSIBLE_COLLECTIONS_PATH": str(layout.collections),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_FORCE_COLOR": "0",
+        "ANSIBLE_LOCALHOST_WARNING": "0",
+    }
+    charset = base.get("LC_ALL") or base.get("LC_CTYPE") or base.get("LANG") or ""
+    if "utf" not in charset.lower():
+        # Ansible refuses to start in any other character set.
+        values["LC_ALL"] = "C.UTF-8"
+    # A Python set up for something else must not reach into the virtual environment.
+    values.update({name: "" for name in ("PYTHONHOME", "PYTHONPATH") if name in base})
+    if become_password_file:
+        values["ANSIBLE_BECOME_PASSWORD_FILE"] = str(become_password_file)
+    return values

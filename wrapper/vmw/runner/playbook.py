@@ -1,0 +1,314 @@
+"""Run one playbook. The only importer of ansible_runner.
+
+Everything happens in the main thread: ansible-runner forks a pseudo-terminal, which must not be done beside other
+threads, so the display is drawn from its poll callback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from vmw.errors import ExitCode, InterruptedByUserError, VmwError
+from vmw.runner import processes
+from vmw.runner.events import Event, Grouping, Tracker, Update
+from vmw.runner.inputs import ExtraVars, environment, extra_vars_yaml, runner_settings
+from vmw.runner.logs import open_log
+from vmw.settings import log_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from vmw.layout import Layout
+
+REPEAT_SECONDS = 10.0
+"""After how long Ansible is asked again to end."""
+
+GRACE_SECONDS = 3.0
+"""How long interrupted processes may take to clean up before they are killed."""
+
+ROOT_GRACE_SECONDS = 300.0
+"""How long a step that runs as root may take to end: a package manager that is killed half-way leaves a broken system."""
+
+NOT_FOUND_STATUS = 127
+
+
+class Observer(Protocol):
+    """Shows a run while it goes on."""
+
+    def update(self, update: Update) -> None:
+        """Show what an event brought."""
+
+    def poll(self) -> None:
+        """Redraw; called about ten times a second."""
+
+    def notice(self, text: str) -> None:
+        """Say something at once."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to run.
+
+    Args:
+        verb: Name of the playbook.
+        extra_vars: Its inputs.
+        grouping: What counts as a phase.
+        become_password: Password for sudo, or None when none is needed or the environment names a file with it.
+    """
+
+    verb: str
+    extra_vars: ExtraVars
+    grouping: Grouping = Grouping.TASK
+    become_password: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a successful run brought."""
+
+    results: dict[str, Any]
+    changed: int
+    log: Path
+
+
+@dataclass
+class _Interruption:
+    """Count Ctrl-C and pass it on: the first one asks Ansible to end, the second one kills."""
+
+    requests: int = 0
+    passed_on: float | None = None
+    previous: dict[signal.Signals, Any] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Take over the signals that end a program, and give them back."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            previous = signal.getsignal(number)
+            if number is signal.SIGHUP and previous is signal.SIG_IGN:
+                # nohup(1): the user wants it to outlive the terminal.
+                continue
+            self.previous[number] = signal.signal(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number, handler in self.previous.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.request()
+
+    def request(self) -> None:
+        """Ask Ansible to end, the second time by force."""
+        # From now on nothing that loses its parent gets out of sight.
+        processes.adopt_orphans()
+        self.requests += 1
+        self.passed_on = None
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        """Signal Ansible; called from the poll too, for a process that was not there yet or did not listen."""
+        now = time.monotonic()
+        if not self.requests or (self.passed_on is not None and now < self.passed_on + REPEAT_SECONDS):
+            return
+        if self.requests > 1:
+            targets, number = processes.descendants(), signal.SIGKILL
+        else:
+            # SIGINT to ansible-playbook itself ends its workers too; ansible-runner's own way, SIGKILL, orphans them.
+            targets, number = processes.children(), signal.SIGINT
+        self.passed_on = now if targets else None
+        processes.send(targets, number)
+
+
+@dataclass
+class _Session:
+    """One run in progress."""
+
+    layout: Layout
+    observer: Observer
+    run: Run
+    log: TextIO
+    tracker: Tracker
+    interruption: _Interruption = field(default_factory=_Interruption)
+    events: deque[Event] = field(default_factory=deque)
+    announced: int = 0
+    trouble: Exception | None = None
+
+    def drive(self, private: Path) -> int:
+        """Hand the run to ansible-runner and draw while it works.
+
+        Args:
+            private: The run's private directory.
+
+        Returns:
+            ansible-playbook's exit status.
+        """
+        password_file = _write_inputs(private, self.run)
+        import ansible_runner  # noqa: PLC0415 - takes 0.2 s, after the first words are on the screen
+
+        result = ansible_runner.run(
+            private_data_dir=str(private),
+            ident="run",
+            playbook=str(self.layout.playbook(self.run.verb)),
+            inventory=str(self.layout.inventory),
+            envvars=environment(self.layout, os.environ, password_file),
+            verbosity=1,
+            quiet=True,
+            suppress_env_files=True,
+            event_handler=self._take,
+            cancel_callback=self._poll,
+        )
+        self._drain()
+        return NOT_FOUND_STATUS if result.rc is None else int(result.rc)
+
+    def end_leftovers(self) -> None:
+        """End what an interrupted run left behind."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        ours = processes.mine(processes.descendants())
+        processes.send(ours, signal.SIGTERM)
+        while processes.mine(processes.descendants()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        processes.send(processes.mine(processes.descendants()), signal.SIGKILL)
+        self._end_root_leftovers()
+
+    def _end_root_leftovers(self) -> None:
+        if not processes.descendants():
+            return
+        self.observer.notice("Waiting for a step that runs as root to end ... (Ctrl-C again kills it)")
+        deadline = time.monotonic() + ROOT_GRACE_SECONDS
+        seen = self.interruption.requests
+        while processes.descendants() and time.monotonic() < deadline and self.interruption.requests == seen:
+            time.sleep(0.1)
+        remaining = processes.descendants()
+        if remaining:
+            _kill_as_root(remaining, self.run.become_password)
+
+    def _take(self, event: Event) -> bool:
+        """Keep an event for the poll; drawing or raising here would leave ansible-runner with Ansible still running."""
+        self.events.append(event)
+        return False
+
+    def _drain(self) -> None:
+        while self.events:
+            event = self.events.popleft()
+            if event.get("stdout"):
+                with contextlib.suppress(OSError):
+                    self.log.write(event["stdout"].replace("\r\n", "\n") + "\n")
+            for update in self.tracker.feed(event):
+                self.observer.update(update)
+
+    def _poll(self) -> bool:
+        """Draw what came in; the answer is that ansible-runner shall not cancel, which would orphan Ansible's workers.
+
+        Nothing is raised either, for the same reason: a display that fails ends the run as Ctrl-C does.
+        """
+        self.interruption.pass_on()
+        try:
+            self._draw()
+        except OSError:
+            # The terminal is gone or the disk with the log is full; the run itself need not care.
+            return False
+        except Exception as error:  # noqa: BLE001 - raised again when Ansible has ended
+            if not self.trouble:
+                self.trouble = error
+                self.interruption.request()
+        return False
+
+    def _draw(self) -> None:
+        self._drain()
+        if self.interruption.requests > self.announced:
+            self.announced = self.interruption.requests
+            again = self.announced > 1
+            self.observer.notice("Killing ..." if again else "Interrupted, stopping ... (Ctrl-C again kills)")
+        self.observer.poll()
+
+
+class PlaybookRunner:
+    """Runs playbooks of one collection for one display."""
+
+    def __init__(self, layout: Layout, observer: Observer) -> None:
+        """Remember where the playbooks are and who shows their progress."""
+        self._layout = layout
+        self._observer = observer
+
+    def run(self, run: Run) -> Outcome:
+        """Run a playbook to its end.
+
+        Raises:
+            VmwError: It failed; the exception says which task, and names the log.
+            InterruptedByUserError: Ctrl-C; no process of the run is left.
+        """
+        log_path, log = open_log(log_dir(), run.verb)
+        tracker = Tracker(run.grouping)
+        session = _Session(self._layout, self._observer, run, log, tracker)
+        private = Path(tempfile.mkdtemp(prefix="vmw-", dir=_private_base()))
+        try:
+            with session.interruption.handled():
+                status = session.drive(private)
+                if session.interruption.requests:
+                    session.end_leftovers()
+        finally:
+            with contextlib.suppress(OSError):
+                self._observer.close()
+            with contextlib.suppress(OSError):
+                log.close()
+            shutil.rmtree(private, ignore_errors=True)
+        if session.trouble:
+            raise session.trouble
+        if session.interruption.requests:
+            hint = f"run `vmw {run.verb}` again: it carries on or cleans up"
+            raise InterruptedByUserError(hint=hint, log=str(log_path))
+        if status == NOT_FOUND_STATUS and not tracker.failure:
+            message = "ansible-playbook is missing from vmw's Python environment"
+            raise VmwError(message, "install vmw anew; in a checkout, remove .venv and try again", ExitCode.FAILED, str(log_path))
+        if status:
+            raise tracker.error(run.verb, str(log_path))
+        return Outcome(tracker.results, tracker.changed, log_path)
+
+
+def _kill_as_root(pids: list[int], password: str | None) -> None:
+    how = ["-n"] if password is None else ["-S", "-p", ""]
+    subprocess.run(
+        ["sudo", *how, "kill", "-KILL", "--", *map(str, pids)],
+        input=f"{password or ''}\n".encode(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def _private_base() -> str | None:
+    """Return the user's runtime directory, which is in memory, or None for the usual temporary directory."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return runtime if runtime and os.access(runtime, os.W_OK | os.X_OK) else None
+
+
+def _write_inputs(private: Path, run: Run) -> Path | None:
+    """Write a run's inputs below its private directory.
+
+    Returns:
+        The file with the password for sudo, if one was given.
+    """
+    (private / "env").mkdir(mode=0o700)
+    (private / "env" / "settings").write_text(runner_settings())
+    (private / "env" / "extravars").write_text(extra_vars_yaml(run.extra_vars))
+    if run.become_password is None:
+        return None
+    path = private / "become_password"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as handle:
+        handle.write(run.become_password + "\n")
+    return path

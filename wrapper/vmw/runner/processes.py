@@ -1,0 +1,68 @@
+"""The processes below this one: Ansible's workers leave its session, so killing a process group does not reach them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import signal
+
+PR_SET_CHILD_SUBREAPER = 36
+"""Source: prctl(2), linux/prctl.h."""
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, so that none gets out of sight."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _parents() -> dict[int, int]:
+    """Return the parent of every process that is not a zombie."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            # The command name is in brackets and may itself hold blanks and brackets.
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(entry.name)] = int(parent)
+    return parents
+
+
+def descendants(root: int | None = None) -> list[int]:
+    """Return the ids of all processes below ``root``, by default this one, nearest first."""
+    parents = _parents()
+    found: list[int] = []
+    level = {os.getpid() if root is None else root}
+    while level:
+        level = {pid for pid, parent in parents.items() if parent in level}
+        found.extend(sorted(level))
+    return found
+
+
+def children() -> list[int]:
+    """Return the ids of this process's own children."""
+    me = os.getpid()
+    return [pid for pid, parent in _parents().items() if parent == me]
+
+
+def mine(pids: list[int]) -> list[int]:
+    """Return those of the processes that this user may signal: not the ones that sudo made root's."""
+    allowed = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, 0)
+            allowed.append(pid)
+    return allowed
+
+
+def send(pids: list[int], number: signal.Signals) -> None:
+    """Send a signal to processes, passing over those that have ended or are root's."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)

@@ -1,0 +1,1 @@
+"""What the commands do, without parsing of options and without printing."""

@@ -1,0 +1,328 @@
+"""Look for what keeps VMs from working on this host, and say what mends it. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ansible_collections.vmw.worktree.plugins.module_utils import accelerator
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
+from ansible_collections.vmw.worktree.plugins.module_utils.share_units import find_virtiofsd
+from ansible_collections.vmw.worktree.plugins.module_utils.state import qemu_user
+
+from vmw.services import group, host, virsh, worktree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmw.settings import Settings
+
+SCHEMA = 1
+GIB = 1024**3
+SPACE_NEEDED_GIB = 5
+"""Less free space than this does not hold a new golden image beside the old one."""
+SPACE_WANTED_GIB = 20
+PROGRAM_SECONDS = 10.0
+HOST = "vmw host"
+MDNS_SOURCE = re.compile(r"^hosts:.*\bmdns", re.MULTILINE)
+SETGID_GROUP_READ = 0o2750
+
+
+class Status(StrEnum):
+    """How a check came out."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found, and the command that mends it."""
+
+    status: Status
+    message: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the report."""
+
+    name: str
+    look: Callable[[Settings], Finding]
+
+
+def _ok(message: str) -> Finding:
+    return Finding(Status.OK, message)
+
+
+def _warn(message: str, fix: str = "") -> Finding:
+    return Finding(Status.WARN, message, fix)
+
+
+def _fail(message: str, fix: str) -> Finding:
+    return Finding(Status.FAIL, message, fix)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    output: str
+
+
+def _ask(*argv: str) -> _Answer:
+    """Run a program that only looks; one that is missing or hangs has failed."""
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=PROGRAM_SECONDS,
+            env=virsh.environment(),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return _Answer(127, str(error))
+    return _Answer(done.returncode, done.stdout.strip())
+
+
+def _check_cpu(_settings: Settings) -> Finding:
+    extension = accelerator.cpu_virtualisation(accelerator.CPU_INFO.read_text())
+    if extension:
+        return _ok(f"the CPU has {extension}")
+    return _warn("the CPU shows neither vmx nor svm", "switch on VT-x or AMD-V (SVM) in the firmware's set-up")
+
+
+def _check_acceleration(_settings: Settings) -> Finding:
+    obstacle = accelerator.kvm_obstacle()
+    if not obstacle:
+        return _ok("KVM; VMs run at full speed")
+    fix = "sudo modprobe kvm_intel || sudo modprobe kvm_amd" if "/dev/kvm" in obstacle else ""
+    return _warn(f"software emulation, many times slower than KVM: {obstacle}", fix)
+
+
+def _check_group(settings: Settings) -> Finding:
+    if not settings.system_libvirt:
+        return _ok(f"not needed for {settings.vmw_libvirt_uri}")
+    member = group.membership()
+    if not member.in_database:
+        return _fail(f"{host.user_name()} is not in the group {group.GROUP}", HOST)
+    note = " (this process is older than that; vmw switches by itself)" if member.stale else ""
+    return _ok(f"{host.user_name()} is in the group {group.GROUP}, which is equivalent to root on this machine{note}")
+
+
+def _check_programs(_settings: Settings) -> Finding:
+    absent = [name for name in (*host.PROGRAMS, "ssh") if not host.find_program(name)]
+    return _fail(f"not installed: {', '.join(absent)}", HOST) if absent else _ok("all installed")
+
+
+def _check_libvirt(settings: Settings) -> Finding:
+    answer = _ask("virsh", "-q", "-c", settings.vmw_libvirt_uri, "version", "--daemon")
+    if answer.status:
+        last = (answer.output.splitlines() or ["no answer"])[-1].removeprefix("error: ")
+        return _fail(f"{settings.vmw_libvirt_uri} does not answer: {last}", HOST)
+    kind = "monolithic" if host.LIBVIRT_SOCKETS[0].exists() else "modular"
+    version = re.search(r"daemon: (\S+)", answer.output)
+    return _ok(f"{settings.vmw_libvirt_uri} answers ({kind} daemon {version[1] if version else ''})".replace(" )", ")"))
+
+
+def _check_virtiofsd(_settings: Settings) -> Finding:
+    try:
+        binary = find_virtiofsd()
+    except CollectionError as error:
+        return _fail(error.message, HOST)
+    version = _ask(binary, "--version").output
+    options = _ask(binary, "--help").output
+    lacking = [option for option in ("--readonly", "--translate-uid") if option not in options]
+    name = version.splitlines()[0] if version else binary
+    if lacking:
+        what = "`sudo chown` in the guest fails on shares" if "--translate-uid" in lacking else "the read-only bind still holds"
+        return _warn(f"{name} lacks {' and '.join(lacking)}: {what}", "upgrade virtiofsd to 1.13 or later")
+    return _ok(f"{name} with --readonly and --translate-uid")
+
+
+def _check_bubblewrap(_settings: Settings) -> Finding:
+    answer = _ask("bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
+    if answer.status:
+        return _fail(f"bubblewrap cannot make a namespace: {(answer.output.splitlines() or ['no reason given'])[-1]}", HOST)
+    return _ok("makes namespaces")
+
+
+def _check_bridge(settings: Settings) -> Finding:
+    bridge = host.NETWORK_DEVICES / settings.vmw_bridge
+    if not bridge.exists():
+        if host.network_exists(settings):
+            return _warn(f"{settings.vmw_bridge} is a libvirt network that is not started", HOST)
+        return _fail(f"{settings.vmw_bridge} does not exist", HOST)
+    ports = [path.name for path in (bridge / "brif").iterdir()] if (bridge / "brif").is_dir() else []
+    uplinks = sorted(port for port in ports if not port.startswith(("vnet", "tap", "virbr")))
+    if not (_flags(bridge) & 1):
+        return _fail(f"{settings.vmw_bridge} is down", f"sudo ip link set {settings.vmw_bridge} up")
+    down = [port for port in uplinks if _read(host.NETWORK_DEVICES / port / "carrier") == "0"]
+    if down:
+        return _warn(f"{settings.vmw_bridge}'s uplink {', '.join(down)} has no carrier", "plug in the cable")
+    return _ok(f"{settings.vmw_bridge} is up, uplink {', '.join(uplinks) if uplinks else 'by NAT'}")
+
+
+def _flags(device: Path) -> int:
+    return int(_read(device / "flags") or "0", 16)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _check_bridge_filter(_settings: Settings) -> Finding:
+    if _read(Path("/proc/sys/net/bridge/bridge-nf-call-iptables")) != "1":
+        return _ok("the bridge's traffic does not pass the host's firewall")
+    return _warn("br_netfilter sends the VMs' traffic through the host's firewall, where Docker's rules may drop it", HOST)
+
+
+def _check_avahi(_settings: Settings) -> Finding:
+    answer = _ask("systemctl", "is-active", "avahi-daemon.service")
+    if answer.output == "active":
+        return _ok("runs")
+    state = (answer.output.splitlines() or ["not there"])[0]
+    return _fail(f"avahi-daemon: {state}", "sudo systemctl enable --now avahi-daemon.service")
+
+
+def _check_nsswitch(_settings: Settings) -> Finding:
+    if MDNS_SOURCE.search(_read(Path("/etc/nsswitch.conf"))):
+        return _ok("names under .local are looked up by mDNS")
+    return _fail("the line `hosts:` of /etc/nsswitch.conf has no mdns", HOST)
+
+
+def _check_golden_image(settings: Settings) -> Finding:
+    link = settings.state_dir / "golden-image.qcow2"
+    if not link.exists():
+        return _fail("there is no golden image", "vmw image build" if link.parent.is_dir() else HOST)
+    generation = link.resolve().parent
+    absent = [name for name in ("disk.qcow2", "kernel", "initrd", "manifest.json") if not (generation / name).is_file()]
+    if absent:
+        return _fail(f"generation {generation.name} lacks {', '.join(absent)}", "vmw image build")
+    return _ok(f"generation {generation.name} is complete")
+
+
+def _check_space(settings: Settings) -> Finding:
+    directory = settings.state_dir
+    while not directory.exists():
+        directory = directory.parent
+    free = shutil.disk_usage(directory).free / GIB
+    message = f"{free:.1f} GiB free below {directory}"
+    if free < SPACE_NEEDED_GIB:
+        return _fail(message, "vmw image prune")
+    return _warn(message, "vmw image prune") if free < SPACE_WANTED_GIB else _ok(message)
+
+
+def _check_runtime_dir(_settings: Settings) -> Finding:
+    path = host.RUNTIME_BASE / host.user_name()
+    try:
+        status = path.stat()
+    except OSError:
+        return _fail(f"{path} does not exist", HOST)
+    mode = stat.S_IMODE(status.st_mode)
+    if mode != SETGID_GROUP_READ or status.st_uid != os.getuid():
+        return _fail(f"{path} has mode {mode:04o} and owner {status.st_uid}, not {SETGID_GROUP_READ:04o} and {os.getuid()}", HOST)
+    return _ok(f"{path} is there")
+
+
+def _check_linger(_settings: Settings) -> Finding:
+    user = host.user_name()
+    if Path("/var/lib/systemd/linger", user).exists():
+        return _ok("on; shares outlive the login")
+    return _fail("off: a running VM loses its shares when you log out", f"sudo loginctl enable-linger {user}")
+
+
+def _check_way(settings: Settings) -> Finding:
+    try:
+        user = qemu_user()
+    except CollectionError as error:
+        return _fail(error.message, HOST)
+    blocked = []
+    for directory in [*reversed(settings.state_dir.resolve().parents), settings.state_dir.resolve()]:
+        if not directory.exists():
+            break
+        if directory.stat().st_mode & stat.S_IXOTH:
+            continue
+        entry = re.search(rf"^user:{re.escape(user)}:\S*x", _ask("getfacl", "-cp", str(directory)).output, re.MULTILINE)
+        if not entry:
+            blocked.append(str(directory))
+    if blocked:
+        fix = f"setfacl -m u:{user}:x '{blocked[0]}'"
+        return _warn(f"{user} cannot pass {', '.join(blocked)} (`vmw spawn` opens the way)", fix)
+    return _ok(f"{user} can reach {settings.state_dir}")
+
+
+def _check_sockets(_settings: Settings) -> Finding:
+    directory = Path("~/.config/systemd/user").expanduser()
+    units = sorted(path.name for path in directory.glob("vmw-*.socket"))
+    if not units:
+        return _ok("no VM has shares yet")
+    states = _ask("systemctl", "--user", "is-active", *units).output.splitlines()
+    if len(states) != len(units):
+        return _fail("the user's systemd does not answer", f"sudo loginctl enable-linger {host.user_name()}")
+    dead = [unit for unit, state in zip(units, states, strict=True) if state != "active"]
+    if dead:
+        return _fail(f"not listening: {', '.join(dead)}", f"systemctl --user restart {' '.join(dead)}")
+    return _ok(f"{len(units)} listening")
+
+
+def _check_secrets(settings: Settings) -> Finding:
+    directory = settings.state_dir / "secrets"
+    path = directory / "secrets.env"
+    if not path.is_file():
+        return _fail(f"{path} does not exist", HOST)
+    for each, wanted in ((directory, 0o700), (path, 0o600)):
+        if stat.S_IMODE(each.stat().st_mode) & ~wanted:
+            return _fail(f"{each} is open to others", f"chmod {wanted:o} '{each}'")
+    if not re.search(r"^\s*(export\s+)?ANTHROPIC_API_KEY=[\"']?[^\s\"'#]", _read(path), re.MULTILINE):
+        return _warn("ANTHROPIC_API_KEY is not filled in", f"edit {settings.state_dir / 'secrets.env'}")
+    return _ok("private, and the API key is filled in")
+
+
+def _check_ssh_key(_settings: Settings) -> Finding:
+    if worktree.has_ssh_key():
+        return _ok("there is one for the guests to trust")
+    return _fail("you have no SSH key", "ssh-keygen -t ed25519")
+
+
+CHECKS = (
+    Check("CPU virtualisation", _check_cpu),
+    Check("acceleration", _check_acceleration),
+    Check("programs", _check_programs),
+    Check("libvirt group", _check_group),
+    Check("libvirt", _check_libvirt),
+    Check("virtiofsd", _check_virtiofsd),
+    Check("bubblewrap", _check_bubblewrap),
+    Check("bridge", _check_bridge),
+    Check("bridge filter", _check_bridge_filter),
+    Check("avahi", _check_avahi),
+    Check("mDNS names", _check_nsswitch),
+    Check("golden image", _check_golden_image),
+    Check("disk space", _check_space),
+    Check("socket directory", _check_runtime_dir),
+    Check("linger", _check_linger),
+    Check("QEMU's access", _check_way),
+    Check("share sockets", _check_sockets),
+    Check("secrets", _check_secrets),
+    Check("SSH key", _check_ssh_key),
+)
+
+
+def examine(settings: Settings) -> list[tuple[str, Finding]]:
+    """Run every check."""
+    return [(check.name, check.look(settings)) for check in CHECKS]

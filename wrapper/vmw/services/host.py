@@ -1,0 +1,80 @@
+"""Whether this machine is set up, found out in milliseconds, without root and without a question."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
+from ansible_collections.vmw.worktree.plugins.module_utils.share_units import find_virtiofsd
+
+from vmw.services import group, virsh
+
+if TYPE_CHECKING:
+    from vmw.settings import Settings
+
+PROGRAMS = ("virsh", "qemu-img", "bwrap", "setfacl")
+LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
+"""Sockets of the monolithic and of the modular daemons."""
+
+NETWORK_DEVICES = Path("/sys/class/net")
+NAT_NETWORK = "vmw"
+"""libvirt's network where the bridge has no uplink, as the role bridge names it."""
+
+RUNTIME_BASE = Path("/run/vmw")
+
+
+def user_name() -> str:
+    """Return the calling user's login name."""
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def find_program(name: str) -> str | None:
+    """Return a program's path; an ordinary user's PATH often lacks the sbin directories."""
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]))
+
+
+def network_exists(settings: Settings) -> bool:
+    """Tell whether the VMs' bridge is up, or is a libvirt network that can be started."""
+    if (NETWORK_DEVICES / settings.vmw_bridge).exists():
+        return True
+    if not shutil.which("virsh"):
+        return False
+    try:
+        done = subprocess.run(
+            ["virsh", "-q", "-c", settings.vmw_libvirt_uri, "net-list", "--all", "--name"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=virsh.QUERY_SECONDS,
+            env=virsh.environment(),
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0 and NAT_NETWORK in done.stdout.split()
+
+
+def missing(settings: Settings) -> list[str]:
+    """Return what keeps a VM from being made here; empty when the machine is set up."""
+    found = [f"{program} is not installed" for program in PROGRAMS if not find_program(program)]
+    try:
+        find_virtiofsd()
+    except CollectionError:
+        found.append("virtiofsd is not installed")
+    user = user_name()
+    if not (RUNTIME_BASE / user).is_dir():
+        found.append(f"{RUNTIME_BASE / user} does not exist")
+    if settings.system_libvirt:
+        if not group.membership().in_database:
+            found.append(f"{user} is not in the group {group.GROUP}")
+        if not any(path.exists() for path in LIBVIRT_SOCKETS):
+            found.append("libvirt does not run")
+    if not found and not network_exists(settings):
+        found.append(f"the bridge {settings.vmw_bridge} does not exist")
+    if not (settings.state_dir / "golden-image.qcow2").exists():
+        found.append("there is no golden image")
+    return found

@@ -1,0 +1,153 @@
+"""What `vmw list` and `vmw image list` show."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from vmw.errors import VmwError
+from vmw.services import records, virsh
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmw.services.records import Recorded
+    from vmw.settings import Settings
+
+SCHEMA = 1
+BLOCK_BYTES = 512
+"""Unit of `st_blocks`, see stat(2)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One VM. A field that is not known is None."""
+
+    name: str
+    state: str
+    worktree: str | None
+    address: str | None
+    memory_mib: int | None
+    vcpus: int | None
+    disk_gib: int | None
+    disk_used_bytes: int
+    created: str | None
+    generation: str | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All VMs, and what could not be found out about them."""
+
+    rows: list[Row]
+    warning: VmwError | None
+
+
+def seconds_since(timestamp: str | None, now: datetime | None = None) -> float | None:
+    """Return the age of an ISO 8601 time stamp in seconds, or None when it is none."""
+    try:
+        then = datetime.fromisoformat(timestamp or "")
+    except ValueError:
+        return None
+    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    return ((now or datetime.now(UTC)) - then).total_seconds()
+
+
+def used_bytes(path: Path) -> int:
+    """Return what a sparse file really takes on the disk; nothing for a missing one."""
+    try:
+        return path.stat().st_blocks * BLOCK_BYTES
+    except OSError:
+        return 0
+
+
+def _state(recorded: Recorded, states: dict[str, str] | None) -> str:
+    if states is None:
+        return "unknown"
+    if recorded.instance is None:
+        return "broken"
+    return states.get(recorded.name, "undefined")
+
+
+def list_vms(settings: Settings) -> Listing:
+    """Return all VMs, running or not; libvirt being down leaves their state unknown and fails nothing."""
+    everything = records.all_recorded(settings.state_dir)
+    query = virsh.Virsh(settings.vmw_libvirt_uri)
+    states: dict[str, str] | None = {}
+    found: dict[str, str] = {}
+    warning = None
+    if everything:
+        try:
+            # Both at once: a virsh takes longer to start than to answer.
+            leases = query.start_addresses([each.name for each in everything], "lease")
+            try:
+                states = query.states()
+            finally:
+                leased, _ = virsh.finish(leases, virsh.QUERY_SECONDS)
+            running = [each.instance for each in everything if each.instance and states.get(each.name) == "running"]
+            found = virsh.quick_addresses(query, {instance.name: instance.mac for instance in running}, leased)
+        except VmwError as error:
+            states, warning = None, error
+    rows = [
+        Row(
+            name=each.name,
+            state=_state(each, states),
+            worktree=each.instance.worktree if each.instance else None,
+            address=found.get(each.name),
+            memory_mib=each.instance.memory_mib if each.instance else None,
+            vcpus=each.instance.vcpus if each.instance else None,
+            disk_gib=each.instance.disk_gib if each.instance else None,
+            disk_used_bytes=used_bytes(each.files.disk),
+            created=each.instance.created if each.instance else None,
+            generation=each.instance.generation if each.instance else None,
+        )
+        for each in everything
+    ]
+    return Listing(rows, warning)
+
+
+@dataclass(frozen=True)
+class Image:
+    """One generation of the golden image."""
+
+    generation: str
+    current: bool
+    created: str | None
+    node: str | None
+    claude_code: str | None
+    kernel: str | None
+    size_bytes: int
+    used_by: list[str]
+
+
+def list_images(settings: Settings) -> list[Image]:
+    """Return the complete generations, the newest last."""
+    images = settings.state_dir / "images"
+    link = settings.state_dir / "golden-image.qcow2"
+    current = link.resolve().parent.name if link.exists() else ""
+    users: dict[str, list[str]] = {}
+    for recorded in records.all_recorded(settings.state_dir):
+        if recorded.instance:
+            users.setdefault(recorded.instance.generation, []).append(recorded.name)
+    found = []
+    for manifest in sorted(images.glob("*/manifest.json")):
+        try:
+            data = json.loads(manifest.read_text())
+        except (OSError, ValueError):
+            continue
+        directory = manifest.parent
+        found.append(
+            Image(
+                generation=directory.name,
+                current=directory.name == current,
+                created=data.get("created"),
+                node=data.get("node"),
+                claude_code=data.get("claude_code"),
+                kernel=data.get("kernel"),
+                size_bytes=sum(used_bytes(path) for path in directory.iterdir()),
+                used_by=users.get(directory.name, []),
+            )
+        )
+    return sorted(found, key=lambda image: image.created or "")

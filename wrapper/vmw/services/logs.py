@@ -1,0 +1,72 @@
+"""Where a VM and its share daemons wrote down what happened."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmw.errors import ExitCode, VmwError
+from vmw.services import records
+
+if TYPE_CHECKING:
+    from vmw.settings import Settings
+
+UNITS = Path("~/.config/systemd/user")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One log: what it is, and either the command that shows it or why it cannot be shown."""
+
+    title: str
+    argv: list[str]
+    obstacle: str = ""
+    hint: str = ""
+    follows: bool = False
+
+
+def _console(path: Path, name: str, *, follow: bool) -> Source:
+    title = f"console of {name} ({path})"
+    if not path.exists():
+        return Source(title, [], "there is none yet", f"start the VM with `vmw start {name}`")
+    if not os.access(path, os.R_OK):
+        return Source(title, [], "it cannot be read", f"look at it with `sudo cat {path}`")
+    return Source(title, ["tail", "-n", "+1", *(["-F"] if follow else []), "--", str(path)], follows=follow)
+
+
+def _journal(name: str, units: list[str], *, follow: bool) -> Source:
+    title = f"journal of {name}'s share daemons"
+    if not units:
+        return Source(title, [], "it has no units", f"`vmw destroy {name}` and a new `vmw spawn` make them")
+    if not shutil.which("journalctl"):
+        return Source(title, [], "journalctl is not installed")
+    selection = [argument for unit in units for argument in ("--user-unit", unit)]
+    more = ["--follow", "--lines", "50"] if follow else []
+    return Source(title, ["journalctl", "--quiet", "--no-pager", "--output", "short-iso", *more, *selection], follows=follow)
+
+
+def sources(settings: Settings, name: str, *, follow: bool) -> list[Source]:
+    """Return the logs of a VM.
+
+    Raises:
+        VmwError: There is nothing of a VM with this name.
+    """
+    directory = settings.state_dir / "instances" / name
+    if not name or "/" in name or name.startswith(".") or not directory.is_dir():
+        raise records.unknown(settings.state_dir, name)
+    units = sorted(path.name for path in UNITS.expanduser().glob(f"vmw-{name}-*.service") if _belongs(path.name, name))
+    return [_console(directory / "console.log", name, follow=follow), _journal(name, units, follow=follow)]
+
+
+def _belongs(unit: str, name: str) -> bool:
+    """Tell whether a unit is this VM's: `vmw-a-repo` is not one of a VM `a-b`'s, and the other way round."""
+    tag = unit.removeprefix(f"vmw-{name}-").removesuffix(".service")
+    return "-" not in tag
+
+
+def nothing_to_show(name: str) -> VmwError:
+    """Return the error for a VM without any log."""
+    return VmwError(f"there are no logs of {name}", f"start the VM with `vmw start {name}`", ExitCode.FAILED)

@@ -1,0 +1,72 @@
+"""The command line that reaches a VM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmw.errors import VmwError
+from vmw.services import records, virsh
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vmw.settings import Settings
+
+
+def _config_path(path: Path) -> str:
+    """Write a path so that ssh takes it as one file and expands no token in it (ssh_config(5), UserKnownHostsFile)."""
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"'
+
+
+def ssh_argv(name: str, user: str, address: str, known_hosts: Path, command: Sequence[str]) -> list[str]:
+    """Return ssh's arguments: agent forwarding, and the host key that was made for this VM, whatever its address.
+
+    Args:
+        name: The VM's name, under which its host key is pinned.
+        user: The user in the guest.
+        address: Where it is reached.
+        known_hosts: The file with the pinned key.
+        command: What to run, joined with blanks by ssh itself; empty for a login shell.
+    """
+    return [
+        "ssh",
+        "-A",
+        "-o",
+        f"HostKeyAlias={name}",
+        "-o",
+        f"UserKnownHostsFile={_config_path(known_hosts)}",
+        "-o",
+        "StrictHostKeyChecking=yes",
+        "-l",
+        user,
+        "--",
+        address,
+        *command,
+    ]
+
+
+def connection(settings: Settings, name: str, command: Sequence[str]) -> list[str]:
+    """Return the ssh command for a running VM.
+
+    Raises:
+        VmwError: There is no such VM, or it does not run.
+    """
+    instance, files = records.find(settings.state_dir, name)
+    query = virsh.Virsh(instance.libvirt_uri)
+    state = query.start("domstate", name)
+    address = virsh.best_addresses(query, {name: instance.mac}).get(name)
+    output, complaint = virsh.finish(state, virsh.QUERY_SECONDS)
+    if state.returncode:
+        reason = (complaint.strip().splitlines() or ["no reason given"])[-1].removeprefix("error: ")
+        if "failed to get domain" in complaint:
+            message = f"VM {name!r} is recorded, but libvirt does not know it"
+            hint = f"`vmw spawn {instance.worktree}` completes it, `vmw destroy {name}` removes what is left of it"
+            raise VmwError(message, hint)
+        message = f"libvirt does not answer: {reason}"
+        raise VmwError(message, "`vmw doctor` tells what is missing")
+    if output.strip() not in {"running", "idle", "in shutdown"}:
+        message = f"VM {name!r} is not running ({output.strip()})"
+        raise VmwError(message, f"start it with `vmw start {name}`")
+    return ssh_argv(name, instance.guest_user, address or f"{name}.local", files.known_hosts, command)

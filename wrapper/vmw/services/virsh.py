@@ -1,0 +1,177 @@
+"""Questions to libvirt, asked through virsh: libvirt's Python binding has no wheel for a virtual environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmw.errors import ExitCode, VmwError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+STATES = {
+    0: "unknown", 1: "running", 2: "idle", 3: "paused", 4: "in shutdown", 5: "shut off", 6: "crashed", 7: "pmsuspended",
+}  # fmt: skip
+"""virDomainState of libvirt-domain.h in the words of `virsh list`."""
+
+ON = frozenset({"running", "idle", "paused", "in shutdown", "pmsuspended"})
+"""States in which a VM holds memory."""
+
+QUERY_SECONDS = 10.0
+AGENT_SECONDS = 1.5
+"""How long the guest's agent may take; a guest that hangs must not make `vmw ssh` hang."""
+
+NEIGHBOURS = Path("/proc/net/arp")
+_COMPLETE = "0x2"
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which programs speak plain English, for their output is read.
+
+    A shell from `su` or `sudo` lacks the variable by which `systemctl --user` finds the user's systemd.
+    """
+    return {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}", **os.environ, "LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
+
+
+@dataclass(frozen=True)
+class Virsh:
+    """virsh at one libvirt."""
+
+    uri: str
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a query.
+
+        Raises:
+            VmwError: virsh is not installed.
+        """
+        try:
+            return subprocess.Popen(
+                ["virsh", "-q", "-c", self.uri, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                env=environment(),
+            )
+        except FileNotFoundError as error:
+            message = "virsh is not installed"
+            raise VmwError(message, "run `vmw host` to set up this machine", ExitCode.HOST_NOT_READY) from error
+
+    def start_addresses(self, names: Iterable[str], source: str) -> subprocess.Popen[str]:
+        """Start one query for the addresses of several VMs; a domain that cannot tell does not stop the others.
+
+        Args:
+            names: The domains.
+            source: `lease` or `agent`.
+        """
+        return self.start("; ".join(f"domifaddr {shlex.quote(name)} --source {source}" for name in names))
+
+    def states(self) -> dict[str, str]:
+        """Return the state of every domain, asked for with one process.
+
+        Raises:
+            VmwError: libvirt does not answer.
+        """
+        process = self.start("domstats", "--state", "--nowait")
+        output, complaint = finish(process, QUERY_SECONDS)
+        if process.returncode:
+            lines = complaint.strip().splitlines() or ["no reason given"]
+            message = f"libvirt does not answer: {lines[-1].removeprefix('error: ')}"
+            raise VmwError(message, "`vmw doctor` tells what is missing", ExitCode.HOST_NOT_READY)
+        return parse_states(output)
+
+
+def finish(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+    """Wait for a query and return what it printed, killing it when it takes too long."""
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()
+
+
+def parse_states(text: str) -> dict[str, str]:
+    """Read the output of `virsh domstats --state`."""
+    states = {}
+    for block in re.split(r"^Domain: ", text, flags=re.MULTILINE)[1:]:
+        name = block.splitlines()[0].strip().strip("'")
+        number = re.search(r"^\s*state\.state=(\d+)", block, re.MULTILINE)
+        states[name] = STATES.get(int(number[1]), "unknown") if number else "unknown"
+    return states
+
+
+def parse_addresses(text: str) -> dict[str, str]:
+    """Read the output of `virsh domifaddr`: the best address for each MAC, IPv4 before IPv6, none that is link-local."""
+    found: dict[str, str] = {}
+    mac = ""
+    for line in text.splitlines():
+        match = re.match(r"\s*\S+\s+(\S+)\s+(ipv[46])\s+([0-9a-fA-F:.]+)", line)
+        if not match:
+            continue
+        # Further addresses of an interface repeat neither its name nor its MAC.
+        mac = match[1].lower() if match[1] != "-" else mac
+        address = match[3]
+        if address.startswith(("169.254.", "fe80:", "127.")) or address == "::1":
+            continue
+        if mac not in found or (":" in found[mac] and match[2] == "ipv4"):
+            found[mac] = address
+    return found
+
+
+def neighbours(path: Path = NEIGHBOURS) -> dict[str, str]:
+    """Return the addresses by MAC in the host's neighbour table; libvirt's own `arp` source reads the same."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for line in path.read_text().splitlines()[1:]:
+            fields = line.split()
+            if len(fields) >= 4 and fields[2] == _COMPLETE:  # noqa: PLR2004 - address, type, flags, MAC
+                found[fields[3].lower()] = fields[0]
+    return found
+
+
+def best_addresses(virsh: Virsh, macs: Mapping[str, str]) -> dict[str, str]:
+    """Return the addresses of running VMs that are best to connect to.
+
+    libvirt's leases are the surest, then what the guest's agent says, then the host's neighbour table, which may be old.
+
+    Args:
+        virsh: The libvirt to ask.
+        macs: The MAC address of each VM's interface by the VM's name.
+    """
+    leases = virsh.start_addresses(macs, "lease")
+    agents = virsh.start_addresses(macs, "agent")
+    by_lease = parse_addresses(finish(leases, QUERY_SECONDS)[0])
+    if all(mac in by_lease for mac in macs.values()):
+        agents.kill()
+        agents.communicate()
+        return _named(macs, by_lease)
+    by_agent = parse_addresses(finish(agents, AGENT_SECONDS)[0])
+    return _named(macs, {**neighbours(), **by_agent, **by_lease})
+
+
+def quick_addresses(virsh: Virsh, macs: Mapping[str, str], leases: str) -> dict[str, str]:
+    """Return the addresses of running VMs that are good to show; a guest is asked only where the host knows nothing.
+
+    Args:
+        virsh: The libvirt to ask.
+        macs: The MAC address of each running VM's interface by the VM's name.
+        leases: What virsh said of libvirt's leases.
+    """
+    known = {**neighbours(), **parse_addresses(leases)}
+    unknown = {name: mac for name, mac in macs.items() if mac not in known}
+    if unknown:
+        known = {**parse_addresses(finish(virsh.start_addresses(unknown, "agent"), AGENT_SECONDS)[0]), **known}
+    return _named(macs, known)
+
+
+def _named(macs: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
+    return {name: known[mac] for name, mac in macs.items() if mac in known}

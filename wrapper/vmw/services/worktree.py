@@ -1,0 +1,124 @@
+"""What `vmw spawn` hands to the playbook, and what must be there before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ansible_collections.vmw.worktree.plugins.module_utils import worktree as collection_worktree
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
+from ansible_collections.vmw.worktree.plugins.module_utils.naming import check_name, name_for
+
+from vmw.errors import ExitCode, VmwError
+from vmw.services.sizes import gibibytes, mebibytes
+
+if TYPE_CHECKING:
+    from vmw.runner.inputs import ExtraVars
+
+
+def absolute(path: str, directory: str | None = None) -> str:
+    """Return a path that starts at the root; links stay, for the user thinks in them, and so does the name they give.
+
+    The empty path stays empty, for the check to refuse.
+
+    Args:
+        path: The user's word; a leading `~` that the shell left is the home directory.
+        directory: Where a relative path starts, by default the current directory.
+
+    Raises:
+        VmwError: There is no current directory.
+    """
+    if not path:
+        return ""
+    try:
+        start = directory or str(Path.cwd())
+    except FileNotFoundError as error:
+        message = "the current directory does not exist any more"
+        raise VmwError(message, "change to another one", ExitCode.USAGE) from error
+    # Path.expanduser would fail on a `~name` that is no user's and so just a directory's name.
+    return os.path.normpath(Path(start, os.path.expanduser(path)))  # noqa: PTH111
+
+
+def spawn_vars(  # noqa: PLR0913 - one argument for each of the command's options
+    path: str,
+    *,
+    name: str | None = None,
+    memory: str | None = None,
+    cpus: int | None = None,
+    disk: str | None = None,
+    wait: bool = True,
+) -> ExtraVars:
+    """Return the playbook's inputs; what the user did not say is left out, for config.yml to say.
+
+    Raises:
+        VmwError: A size is none, or the name could not be a VM's.
+    """
+    values: ExtraVars = {"worktree": absolute(path), "vmw_wait": wait}
+    if name is not None:
+        values["vmw_name"] = _checked(name)
+    if memory is not None:
+        values["vmw_memory_mib"] = mebibytes(memory)
+    if cpus is not None:
+        values["vmw_vcpus"] = cpus
+    if disk is not None:
+        values["vmw_disk_gib"] = gibibytes(disk)
+    return values
+
+
+def _checked(name: str) -> str:
+    try:
+        return check_name(name)
+    except CollectionError as error:
+        raise VmwError(error.message, error.hint, ExitCode.of(error.code)) from error
+
+
+def check_worktree(path: str, state_dir: Path, *, named: bool) -> None:
+    """Refuse by the collection's own rules what cannot be a worktree, before minutes are spent on the host.
+
+    Args:
+        path: The absolute path.
+        state_dir: vmw's directory on the host.
+        named: Whether the user gave a name; otherwise one must come out of the path.
+
+    Raises:
+        VmwError: The path is missing, not readable, or more than a guest may see.
+    """
+    try:
+        collection_worktree.check_worktree(path, state_dir)
+        if not named:
+            name_for(Path(path).name)
+    except CollectionError as error:
+        raise VmwError(error.message, error.hint, ExitCode.of(error.code)) from error
+    except OSError as error:
+        message = f"{path} cannot be reached: {error.strerror}"
+        raise VmwError(message, "name the directory of a git worktree", ExitCode.USAGE) from error
+
+
+def has_ssh_key() -> bool:
+    """Tell whether the user has a public key that the guest can trust."""
+    if any(Path("~/.ssh").expanduser().glob("id_*.pub")):
+        return True
+    if not shutil.which("ssh-add"):
+        return False
+    done = subprocess.run(["ssh-add", "-L"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return done.returncode == 0
+
+
+SSH_KEY = "~/.ssh/id_ed25519"
+
+
+def make_ssh_key() -> None:
+    """Make an SSH key for the user, asking for its passphrase in ssh-keygen's own words.
+
+    Raises:
+        VmwError: ssh-keygen failed.
+    """
+    path = Path(SSH_KEY).expanduser()
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    done = subprocess.run(["ssh-keygen", "-t", "ed25519", "-f", str(path)], stdout=None, check=False)
+    if done.returncode:
+        message = "no SSH key was made"
+        raise VmwError(message, "make one with `ssh-keygen -t ed25519`", ExitCode.HOST_NOT_READY)
