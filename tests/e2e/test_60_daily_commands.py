@@ -1,0 +1,189 @@
+"""Stop, start and destroy, with and without vmw's knowledge."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from testbed.person import HOME, STATE, Person, report
+from testbed.story import FEATURE_TWO, FEATURE_X, PROJECT, SMALL
+
+BOOT_S = 400
+THIRD = f"{PROJECT}/worktrees/third"
+SHARES = "mountpoint -q repo && mountpoint -q .secrets && cat repo/hello.py && ls .secrets"
+SHARES_ALIVE = 'print("hello")\nsecrets.env\n'
+FOREIGN = """
+<domain type='qemu'><name>foreign</name><memory unit='MiB'>64</memory>
+<os><type arch='x86_64' machine='q35'>hvm</type></os></domain>
+"""
+
+
+def test_stop_is_acpi_and_waits(feature_x: Person) -> None:
+    done = feature_x.vmw("stop", "feature-x")
+    assert done.returncode == 0, report(done)
+    assert feature_x.domain_state("feature-x") == "shut off"
+    assert re.search(r"[Pp]ower|Reached target|System Power Off", feature_x.read(f"{STATE}/instances/feature-x/console.log"))
+    assert "vmw-feature-x-" not in feature_x.root("ps -C virtiofsd -o cgroup=", check=False)
+
+
+def test_list_shows_it_off(feature_x_off: Person) -> None:
+    vms = {vm["name"]: vm for vm in json.loads(feature_x_off.vmw("list", "--json").stdout)["vms"]}
+    assert vms["feature-x"]["state"] == "shut off"
+    assert vms["feature-x"]["address"] is None
+
+
+def test_stop_again_is_no_error(feature_x_off: Person) -> None:
+    done = feature_x_off.vmw("stop", "feature-x")
+    assert done.returncode == 0, report(done)
+
+
+def test_ssh_to_a_stopped_vm_names_start(feature_x_off: Person) -> None:
+    done = feature_x_off.vmw("ssh", "feature-x", "--", "true")
+    assert done.returncode == 1, report(done)
+    assert "start feature-x" in done.stderr
+
+
+def test_start_brings_it_back_with_its_shares(feature_x_off: Person) -> None:
+    done = feature_x_off.vmw("start", "feature-x", timeout=BOOT_S)
+    assert done.returncode == 0, report(done)
+    assert feature_x_off.ssh("feature-x", SHARES).stdout == SHARES_ALIVE
+
+
+def test_start_again_is_no_error(feature_x: Person) -> None:
+    began = feature_x.root("stat --format=%Y /run/libvirt/qemu/feature-x.pid")
+    done = feature_x.vmw("start", "feature-x", timeout=BOOT_S)
+    assert done.returncode == 0, report(done)
+    assert feature_x.root("stat --format=%Y /run/libvirt/qemu/feature-x.pid") == began
+
+
+def test_virsh_behind_vmws_back_leaves_the_shares_alive(feature_x: Person) -> None:
+    feature_x.virsh("destroy", "feature-x")
+    feature_x.virsh("start", "feature-x")
+    done = feature_x.vmw("start", "feature-x", timeout=BOOT_S)
+    assert done.returncode == 0, report(done)
+    assert feature_x.ssh("feature-x", SHARES).stdout == SHARES_ALIVE
+
+
+def test_spawn_starts_a_stopped_vm(feature_x: Person) -> None:
+    uuid = feature_x.record("feature-x")["uuid"]
+    assert feature_x.vmw("stop", "feature-x", "--force").returncode == 0
+    done = feature_x.vmw("spawn", FEATURE_X, "--no-wait")
+    assert done.returncode == 0, report(done)
+    assert feature_x.domain_state("feature-x") == "running"
+    assert feature_x.virsh("domuuid", "feature-x") == uuid
+
+
+def test_destroy_asks_on_a_terminal_and_no_means_no(ready: Person) -> None:
+    with ready.terminal("~/vmw/vmw destroy feature-x") as terminal:
+        terminal.wait_for(r"\[y/N\]", 30)
+        terminal.type("n\n")
+        assert terminal.exit_code(30) == 1
+    assert ready.domain_state("feature-x") == "running"
+
+
+def test_destroy_without_a_terminal_wants_yes(ready: Person) -> None:
+    done = ready.vmw("destroy", "feature-x")
+    assert done.returncode == 2, report(done)
+    assert "--yes" in done.stderr
+    assert ready.domain_state("feature-x") == "running"
+
+
+def test_destroy_leaves_the_worktree_and_nothing_else(ready: Person) -> None:
+    before = ready.fingerprint(FEATURE_X)
+    generation = ready.fingerprint(f"{STATE}/images")
+    assert ready.traces("feature-x") != []
+    done = ready.vmw("destroy", "feature-x", "--yes")
+    assert done.returncode == 0, report(done)
+    assert ready.traces("feature-x") == []
+    assert ready.fingerprint(FEATURE_X) == before
+    assert ready.fingerprint(f"{STATE}/images") == generation
+
+
+def test_destroy_again_says_that_there_is_none(ready: Person) -> None:
+    done = ready.vmw("destroy", "feature-x", "--yes")
+    assert done.returncode == 0, report(done)
+    assert "no VM named 'feature-x'" in done.stderr
+
+
+def test_destroy_playbook_again_changes_nothing(ready: Person) -> None:
+    done = ready.playbook("playbooks/destroy.yml", "-e", "vmw_name=feature-x", cwd="/")
+    assert done.returncode == 0, report(done)
+    assert re.search(r"changed=0 +unreachable=0 +failed=0", done.stdout), report(done)
+
+
+def test_destroy_removes_the_second_vm_by_the_playbook(ready: Person) -> None:
+    before = ready.fingerprint(FEATURE_TWO)
+    done = ready.playbook("playbooks/destroy.yml", "-e", "vmw_name=feature-two", cwd="/var")
+    assert done.returncode == 0, report(done)
+    assert ready.traces("feature-two") == []
+    assert ready.fingerprint(FEATURE_TWO) == before
+
+
+# --- half-made and half-removed -------------------------------------------------------------------------------------
+
+
+def spawn_third(person: Person) -> None:
+    done = person.vmw("spawn", THIRD, "--no-wait", *SMALL)
+    assert done.returncode == 0, report(done)
+    assert person.domain_state("third") == "running"
+
+
+def check_destroy(person: Person) -> None:
+    done = person.vmw("destroy", "third", "--yes")
+    assert done.returncode == 0, report(done)
+    assert person.traces("third") == []
+
+
+def test_spawn_completes_a_vm_that_libvirt_forgot_and_destroy_removes_it(ready: Person) -> None:
+    spawn_third(ready)
+    uuid = ready.virsh("domuuid", "third")
+    ready.virsh("destroy", "third")
+    ready.virsh("undefine", "third")
+    spawn_third(ready)
+    assert ready.virsh("domuuid", "third") == uuid
+    ready.virsh("destroy", "third")
+    ready.virsh("undefine", "third")
+    check_destroy(ready)
+
+
+def test_destroy_cleans_a_vm_without_a_record(ready: Person) -> None:
+    spawn_third(ready)
+    ready.root(f"rm {STATE}/instances/third/instance.json")
+    vms = {vm["name"]: vm["state"] for vm in json.loads(ready.vmw("list", "--json").stdout)["vms"]}
+    assert vms["third"] == "broken"
+    spawn = ready.vmw("spawn", THIRD)
+    assert spawn.returncode == 5, report(spawn)
+    assert "destroy third" in spawn.stderr, report(spawn)
+    check_destroy(ready)
+
+
+def test_destroy_cleans_a_domain_whose_files_are_gone(ready: Person) -> None:
+    spawn_third(ready)
+    ready.root(f"rm -r {STATE}/instances/third {HOME}/.config/systemd/user/vmw-third-*")
+    check_destroy(ready)
+
+
+def test_destroy_cleans_a_vm_whose_worktree_is_gone(ready: Person) -> None:
+    spawn_third(ready)
+    ready.root(f"mv {THIRD} {THIRD}.away")
+    try:
+        check_destroy(ready)
+    finally:
+        ready.root(f"mv {THIRD}.away {THIRD}")
+
+
+def test_foreign_domain_is_never_touched(ready: Person) -> None:
+    ready.root(f"cat > /tmp/foreign.xml <<'END'\n{FOREIGN}\nEND\nvirsh -q -c qemu:///system define /tmp/foreign.xml")
+    try:
+        before = ready.virsh("dumpxml", "foreign")
+        ready.sh(f"mkdir -p {PROJECT}/foreign", check=True)
+        spawn = ready.vmw("spawn", f"{PROJECT}/foreign")
+        assert spawn.returncode == 5, report(spawn)
+        assert "foreign" in spawn.stderr
+        assert "hint: " in spawn.stderr
+        destroy = ready.vmw("destroy", "foreign", "--yes")
+        assert destroy.returncode in {4, 5}, report(destroy)
+        assert ready.virsh("dumpxml", "foreign") == before
+        assert ready.traces("foreign") == ["domain foreign"]
+    finally:
+        ready.virsh("undefine", "foreign")

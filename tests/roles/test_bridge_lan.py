@@ -1,0 +1,292 @@
+"""Role bridge with a wired NIC as the uplink, played over the very NIC, with each of the managers that a NIC can have."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from testbed import hostimage
+from testbed.network import end
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from testbed.hostimage import NicManager
+    from testbed.roles import RoleHost
+
+NIC = hostimage.NIC
+ROLLBACK_S = 16
+LONG_ROLLBACK_S = 50
+
+RESOLVE_THE_MIRROR = (
+    "getent hosts $(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null"
+    " | grep -oE 'https?://[^/ ]+' | head -n 1 | cut -d/ -f3)"
+)
+"""Asks DNS for the host of the machine's own package mirror, whatever that is."""
+
+
+# What a person with a fixed address would write, with a second address and a route of their own.
+STATIC = {
+    "networkd": """
+        printf '[Match]\\nName={nic}\\n[Network]\\nAddress={address}\\nAddress={second}\\nGateway={gateway}\\nDNS={gateway}\\n' \
+            > /etc/systemd/network/10-wired.network
+        printf '%s\\n' '[Route]' 'Destination=10.99.0.0/16' 'Gateway={gateway}' >> /etc/systemd/network/10-wired.network
+        networkctl reload && networkctl reconfigure {nic}
+    """,
+    "networkmanager": """
+        nmcli connection modify 'Wired connection 1' ipv4.method manual ipv4.addresses {address},{second} \
+            ipv4.gateway {gateway} ipv4.dns {gateway} ipv4.routes '10.99.0.0/16 {gateway}'
+        nmcli connection up 'Wired connection 1'
+    """,
+    "netplan": """
+        printf '%s\\n' 'network:' '  version: 2' '  ethernets:' '    {nic}:' '      addresses: [{address}, {second}]' \
+            '      nameservers: {{addresses: [{gateway}]}}' \
+            '      routes: [{{to: default, via: {gateway}}}, {{to: 10.99.0.0/16, via: {gateway}}}]' > /etc/netplan/01-wired.yaml
+        netplan generate && networkctl reload && networkctl reconfigure {nic}
+    """,
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a host is on its LAN, as the kernel and the resolver say."""
+
+    address: str
+    gateway: str
+    metric: int
+    nameservers: str
+
+
+def place(host: RoleHost, device: str) -> Place:
+    routes: list[dict[str, Any]] = json.loads(host.outside("ip", "-json", "route", "show", "default", "dev", device))
+    listing = "cat /run/systemd/resolve/resolv.conf 2>/dev/null || cat /etc/resolv.conf"
+    nameservers = host.run(f"({listing}) | grep ^nameserver")
+    route = routes[0] if routes else {}
+    return Place(host.address(device), route.get("gateway", ""), route.get("metric", 0), nameservers)
+
+
+def wait_for_address(host: RoleHost, device: str, seconds: float) -> str:
+    deadline = time.monotonic() + seconds
+    while not host.address(device) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    return host.address(device)
+
+
+def has_bridge(host: RoleHost) -> bool:
+    return '"br0"' in host.outside("ip", "-json", "link", "show")
+
+
+def traces(host: RoleHost) -> str:
+    """Return what of ours the managers have, and what waits to take something back."""
+    return host.run(
+        "ls /etc/systemd/network /run/systemd/network /etc/NetworkManager/system-connections /run/vmw-bridge 2>/dev/null"
+        " | grep -E 'vmw|br0|forward'; systemctl list-units --all --plain --no-legend 'vmw-bridge*'",
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module", params=hostimage.NIC_MANAGERS)
+def host(request: pytest.FixtureRequest, new_host: Callable[[NicManager], RoleHost]) -> RoleHost:
+    return new_host(request.param)
+
+
+def kill_module(host: RoleHost) -> None:
+    """Kill the module at work on the host, at once: from outside, by its process id."""
+    namespace = Path(f"/proc/{host.container.leader}/ns/pid").readlink()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "ns/pid").readlink() == namespace and b"AnsiballZ_bridge" in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+class Outage:
+    """The LAN's router goes away at the moment when the bridge appears."""
+
+    def __init__(self, host: RoleHost) -> None:
+        self.host = host
+        self.network = host.container.network
+        self.pid = int((host.container.directory / "dnsmasq.pid").read_text())
+        self.command = Path(f"/proc/{self.pid}/cmdline").read_text().split("\0")[:-1]
+        self.seen = threading.Event()
+        self.thread = threading.Thread(target=self._wait, daemon=True)
+        self.thread.start()
+
+    def _wait(self) -> None:
+        while not has_bridge(self.host):
+            time.sleep(0.02)
+        end(self.pid)
+        self._ip("address", "flush")
+        self.seen.set()
+
+    def _ip(self, *words: str) -> None:
+        subprocess.run(["ip", *words, "dev", self.network.link], check=True)
+
+    def finish(self) -> None:
+        """Bring the router back."""
+        self._ip("address", "add", f"{self.network.gateway}/24")
+        subprocess.run(self.command, check=True)
+
+
+def test_router_that_goes_away_during_the_switch_leaves_the_host_as_it_was(host: RoleHost) -> None:
+    before = place(host, NIC)
+    outage = Outage(host)
+    play = host.play("bridge", vmw_bridge_uplink="auto", bridge_rollback_seconds=ROLLBACK_S)
+    assert outage.seen.wait(1), play.output[-3000:]
+    # Ansible is cut off; what brings the host back is on the host.
+    assert play.exit_code != 0
+    deadline = time.monotonic() + 3 * ROLLBACK_S
+    while has_bridge(host) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    assert not has_bridge(host)
+    outage.finish()
+    # NetworkManager asks for a lease again only after a while, on its own as well.
+    assert wait_for_address(host, NIC, 360) == before.address
+    assert place(host, NIC) == before
+    assert "05-vmw" not in traces(host)
+    assert "br0" not in traces(host)
+
+
+def test_module_that_is_killed_during_the_switch_leaves_the_host_as_it_was(host: RoleHost) -> None:
+    before = place(host, NIC)
+
+    def kill() -> None:
+        while not has_bridge(host):
+            time.sleep(0.02)
+        kill_module(host)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    play = host.play("bridge", vmw_bridge_uplink="auto", bridge_rollback_seconds=LONG_ROLLBACK_S)
+    killer.join(5)
+    assert play.exit_code != 0
+    assert has_bridge(host)
+    again = host.play("bridge", vmw_bridge_uplink="auto")
+    assert "about to be taken back" in again.failure
+    deadline = time.monotonic() + LONG_ROLLBACK_S
+    while has_bridge(host) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    assert not has_bridge(host)
+    assert wait_for_address(host, NIC, 60) == before.address
+    assert place(host, NIC) == before
+
+
+def test_check_mode_foresees_the_switch_and_does_nothing(host: RoleHost) -> None:
+    play = host.play("bridge", check=True, vmw_bridge_uplink="auto")
+    assert play.exit_code == 0, play.output[-3000:]
+    result = play.tasks["Give the bridge its uplink"]
+    assert result["changed"]
+    assert result["diff"] == {"before": "no br0\n", "after": f"br0 with the uplink {NIC}\n"}
+    assert not has_bridge(host)
+
+
+def test_switch_keeps_address_route_and_name_servers(host: RoleHost) -> None:
+    before = place(host, NIC)
+    mac = host.run(f"cat /sys/class/net/{NIC}/address")
+    play = host.play("bridge", vmw_bridge_uplink="auto")
+    assert play.exit_code == 0, play.output[-3000:]
+    result = play.tasks["Give the bridge its uplink"]
+    assert (result["changed"], result["mode"], result["nic"]) == (True, "lan", NIC)
+    assert place(host, "br0") == before
+    assert host.address() == ""
+    assert host.run("cat /sys/class/net/br0/address") == mac
+    assert host.run("cat /sys/class/net/br0/bridge/stp_state") == "0"
+    assert host.run(f"basename $(readlink /sys/class/net/{NIC}/master)") == "br0"
+    assert host.run(RESOLVE_THE_MIRROR)
+    assert "vmw-bridge-rollback" not in traces(host)
+
+
+def test_network_managers_profiles_have_the_promised_names(host: RoleHost) -> None:
+    if host.container.manager != "networkmanager":
+        pytest.skip("NetworkManager does not run this NIC")
+    profiles = host.run("nmcli --terse --fields NAME,DEVICE connection show").splitlines()
+    assert {"br0:br0", f"br0-slave-{NIC}:{NIC}", "Wired connection 1:"} <= set(profiles)
+
+
+def test_second_run_changes_nothing(host: RoleHost) -> None:
+    for uplink in ("auto", NIC):
+        play = host.play("bridge", vmw_bridge_uplink=uplink)
+        assert play.exit_code == 0, play.output[-3000:]
+        assert play.changed == []
+
+
+def test_machine_on_the_bridge_is_on_the_lan(host: RoleHost) -> None:
+    host.run(
+        "ip netns add guest && ip link add tap0 type veth peer name eth0 netns guest && ip link set tap0 master br0 up"
+        " && ip -n guest link set eth0 up"
+    )
+    try:
+        gateway = host.container.network.gateway
+        address = gateway.rsplit(".", 1)[0] + ".40/24"
+        host.run(f"ip -n guest address add {address} dev eth0")
+        assert " 0% packet loss" in host.run(f"ip netns exec guest ping -c 1 -W 5 {gateway}")
+        refused = host.play("bridge", vmw_bridge_uplink="none")
+        assert "VMs run on br0 (tap0)" in refused.failure
+    finally:
+        host.run("ip link delete tap0; ip netns delete guest")
+
+
+def test_other_uplink_is_refused(host: RoleHost) -> None:
+    assert f"already has the uplink {NIC}" in host.play("bridge", vmw_bridge_uplink="enp9s0").failure
+
+
+def test_bridge_is_there_after_a_reboot(host: RoleHost) -> None:
+    before = place(host, "br0")
+    host.reboot()
+    assert wait_for_address(host, "br0", 30) == before.address
+    assert place(host, "br0") == before
+    assert host.play("bridge", vmw_bridge_uplink="auto").changed == []
+
+
+def test_nic_gets_its_own_settings_back(host: RoleHost) -> None:
+    before = place(host, "br0")
+    play = host.play("bridge", vmw_bridge_uplink="none")
+    assert play.exit_code == 0, play.output[-3000:]
+    assert place(host, NIC) == before
+    assert not has_bridge(host)
+    assert traces(host) == ""
+    assert host.run(RESOLVE_THE_MIRROR)
+
+
+def test_bridge_of_somebody_else_is_used_as_it_is(host: RoleHost) -> None:
+    host.run("ip link add br0 type bridge")
+    try:
+        play = host.play("bridge", vmw_bridge_uplink=NIC)
+        assert play.exit_code == 0, play.output[-3000:]
+        assert play.changed == []
+        result = play.tasks["Give the bridge its uplink"]
+        assert result["mode"] == "existing"
+        assert f"without {NIC}" in result["warnings"][0]
+    finally:
+        host.run("ip link delete br0")
+
+
+def test_nic_that_nobody_runs_is_refused_by_name_and_passed_over_by_auto(host: RoleHost) -> None:
+    host.run("ip link add spare type veth peer name other")
+    try:
+        assert "is not connected by" in host.play("bridge", vmw_bridge_uplink="spare").failure
+    finally:
+        host.run("ip link delete spare")
+
+
+def test_fixed_addresses_and_routes_are_kept_both_ways(host: RoleHost) -> None:
+    gateway = host.container.network.gateway
+    prefix = gateway.rpartition(".")[0]
+    values = {"nic": NIC, "address": f"{prefix}.30/24", "second": f"{prefix}.31/24", "gateway": gateway}
+    host.run("set -e;" + STATIC[host.container.manager].format(**values))
+    before = place(host, NIC)
+    assert before.address == values["address"]
+    for uplink, device in ((NIC, "br0"), ("none", NIC)):
+        play = host.play("bridge", vmw_bridge_uplink=uplink)
+        assert play.exit_code == 0, play.output[-3000:]
+        assert place(host, device) == before
+        assert values["second"] in host.outside("ip", "-4", "address", "show", "dev", device)
+        assert f"via {gateway} dev {device}" in host.outside("ip", "route", "show", "10.99.0.0/16")

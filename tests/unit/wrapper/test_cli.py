@@ -1,0 +1,416 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from wrapper_support import ROOT
+
+from vmw import cli, commands
+from vmw.runner import playbook
+from vmw.services import group, host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmw.runner.playbook import Run
+
+
+@dataclass
+class FakeAnsible:
+    """Stands where ansible-runner would be run."""
+
+    runs: list[Run] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+    changed: int = 1
+
+    def run(self, run: Run) -> playbook.Outcome:
+        self.runs.append(run)
+        return playbook.Outcome(self.results, self.changed, Path("/log"))
+
+
+@pytest.fixture
+def ansible(monkeypatch: pytest.MonkeyPatch) -> FakeAnsible:
+    fake = FakeAnsible()
+    monkeypatch.setattr(playbook.PlaybookRunner, "run", fake.run)
+    monkeypatch.setattr(group, "reexec_argv", lambda _command: None)
+    return fake
+
+
+@pytest.fixture
+def key(home: Path) -> None:
+    (home / ".ssh").mkdir()
+    (home / ".ssh" / "id_ed25519.pub").touch()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    directory = tmp_path / "tree"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "missing", lambda _settings: [])
+
+
+STATES = """case "$*" in *domstats*) printf "Domain: 'one'\\n  state.state={}\\n";; esac"""
+
+
+def test_spawn(ansible: FakeAnsible, key: None, ready: None, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ansible.results = {"instance": {"name": "work"}}
+    assert cli.run(["spawn", str(tree), "--memory", "8G", "--cpus", "2", "--disk", "40", "--name", "work"]) == 0
+    assert [run.verb for run in ansible.runs] == ["spawn"]
+    assert ansible.runs[0].extra_vars == {
+        "worktree": str(tree),
+        "vmw_wait": True,
+        "vmw_name": "work",
+        "vmw_memory_mib": 8192,
+        "vmw_vcpus": 2,
+        "vmw_disk_gib": 40,
+    }
+    captured = capsys.readouterr()
+    assert captured.out == "vmw ssh work\n"
+    assert captured.err.splitlines()[-1] == "work is ready. Connect with:"
+
+
+def test_spawn_json(ansible: FakeAnsible, key: None, ready: None, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ansible.results = {"instance": {"name": "work", "address": "10.0.0.5"}}
+    assert cli.run(["spawn", str(tree), "--no-wait", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "schema": 1,
+        "instance": {"name": "work", "address": "10.0.0.5"},
+        "connect": ["vmw", "ssh", "work"],
+    }
+    assert ansible.runs[0].extra_vars["vmw_wait"] is False
+
+
+def test_spawn_sets_up_a_fresh_machine_first(
+    ansible: FakeAnsible, key: None, tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(host, "missing", lambda _settings: ["virsh is not installed", "there is no golden image"])
+    monkeypatch.setattr("vmw.services.become.become_password", lambda _known, _ask: "secret")
+    assert cli.run(["spawn", str(tree)]) == 0
+    assert [(run.verb, run.become_password) for run in ansible.runs] == [("host", "secret"), ("spawn", None)]
+    assert "virsh is not installed, there is no golden image" in capsys.readouterr().err
+
+
+def test_spawn_goes_on_with_the_new_group(
+    ansible: FakeAnsible, key: None, ready: None, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], str]] = []
+
+    def execute(_file: str, argv: list[str], environment: dict[str, str]) -> None:
+        started.append((argv, environment[group.MARKER]))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(group, "reexec_argv", lambda command: ["sg", *command])
+    monkeypatch.setattr(os, "execvpe", execute)
+    with pytest.raises(SystemExit):
+        cli.run(["spawn", str(tree)])
+    assert started == [(["sg", sys.executable, *sys.orig_argv[1:]], "1")]
+    assert ansible.runs == []
+
+
+def test_spawn_without_a_key(ansible: FakeAnsible, ready: None, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["spawn", str(tree)]) == 3
+    assert "hint: make one with `ssh-keygen -t ed25519`" in capsys.readouterr().err
+    assert ansible.runs == []
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 3), ("\n", 3)])
+def test_spawn_offers_to_make_a_key(
+    ansible: FakeAnsible,
+    ready: None,
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_program: Callable[[str, str], Path],
+    answer: str,
+    code: int,
+) -> None:
+    calls = fake_program("ssh-keygen", "exit 0")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdin, "readline", lambda: answer, raising=False)
+    assert cli.run(["spawn", str(tree)]) == code
+    assert calls.exists() is (code == 0)
+
+
+def test_spawn_of_nothing(ansible: FakeAnsible, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["spawn", "/no/such"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: /no/such does not exist\nhint: ")
+
+
+def test_host(ansible: FakeAnsible, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("vmw.services.become.become_password", lambda _known, _ask: None)
+    assert cli.run(["host"]) == 0
+    assert [(run.verb, run.extra_vars) for run in ansible.runs] == [("host", {})]
+    assert capsys.readouterr().err.splitlines()[-1] == "This machine is ready (1 changed)."
+
+
+@pytest.mark.parametrize(("state", "words"), [(5, "one runs."), (1, "one was running already.")])
+def test_start(
+    ansible: FakeAnsible,
+    make_vm: Callable[..., Path],
+    fake_program: Callable[[str, str], Path],
+    capsys: pytest.CaptureFixture[str],
+    state: int,
+    words: str,
+) -> None:
+    make_vm("one")
+    fake_program("virsh", STATES.format(state))
+    assert cli.run(["start", "one"]) == 0
+    assert ansible.runs[0].extra_vars == {"vmw_name": "one"}
+    assert capsys.readouterr().err.splitlines()[-1] == words
+
+
+@pytest.mark.parametrize(("state", "words"), [(1, "one is off."), (5, "one was off already.")])
+def test_stop(
+    ansible: FakeAnsible,
+    make_vm: Callable[..., Path],
+    fake_program: Callable[[str, str], Path],
+    capsys: pytest.CaptureFixture[str],
+    state: int,
+    words: str,
+) -> None:
+    make_vm("one")
+    fake_program("virsh", STATES.format(state))
+    assert cli.run(["stop", "one", "--force", "--timeout", "5"]) == 0
+    assert ansible.runs[0].extra_vars == {"vmw_name": "one", "vmw_stop_timeout": 5, "vmw_stop_force": True}
+    assert capsys.readouterr().err.splitlines()[-1] == words
+
+
+@pytest.mark.parametrize("command", [["start"], ["stop"], ["ssh"], ["logs"]])
+def test_unknown_vm(
+    ansible: FakeAnsible,
+    make_vm: Callable[..., Path],
+    fake_program: Callable[[str, str], Path],
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+) -> None:
+    fake_program("virsh", "")
+    make_vm("one")
+    assert cli.run([*command, "onne"]) == 4
+    assert capsys.readouterr().err == "error: there is no VM named 'onne'\nhint: did you mean `one`?\n"
+    assert ansible.runs == []
+
+
+def test_destroy(ansible: FakeAnsible, make_vm: Callable[..., Path]) -> None:
+    (make_vm("torn") / "instance.json").unlink()
+    assert cli.run(["destroy", "--yes", "torn"]) == 0
+    assert [(run.verb, run.extra_vars) for run in ansible.runs] == [("destroy", {"vmw_name": "torn"})]
+
+
+def test_destroy_of_what_is_gone_is_no_error(
+    ansible: FakeAnsible,
+    make_vm: Callable[..., Path],
+    fake_program: Callable[[str, str], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake_program("virsh", "")
+    make_vm("one")
+    assert cli.run(["destroy", "onne"]) == 0
+    assert capsys.readouterr().err == "warning: there is no VM named 'onne', so nothing was done\nhint: did you mean `one`?\n"
+    assert ansible.runs == []
+
+
+def test_destroy_what_is_left_of_the_shares(ansible: FakeAnsible, fake_program: Callable[[str, str], Path], home: Path) -> None:
+    fake_program("virsh", "")
+    units = home / ".config/systemd/user"
+    units.mkdir(parents=True)
+    (units / "vmw-one-repo.socket").touch()
+    assert cli.run(["destroy", "--yes", "one"]) == 0
+    assert len(ansible.runs) == 1
+
+
+def test_destroy_what_is_left_of_a_domain(ansible: FakeAnsible, fake_program: Callable[[str, str], Path]) -> None:
+    fake_program("virsh", STATES.format(5))
+    assert cli.run(["destroy", "--yes", "one"]) == 0
+
+
+def test_destroy_without_a_terminal(
+    ansible: FakeAnsible, make_vm: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_vm("one")
+    assert cli.run(["destroy", "one"]) == 2
+    assert "hint: run `vmw destroy one --yes`" in capsys.readouterr().err
+    assert ansible.runs == []
+
+
+@pytest.mark.parametrize(("answer", "runs"), [("yes\n", 1), ("n\n", 0), ("", 0)])
+def test_destroy_asks(
+    ansible: FakeAnsible, make_vm: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, answer: str, runs: int
+) -> None:
+    make_vm("one")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdin, "readline", lambda: answer, raising=False)
+    assert cli.run(["destroy", "one"]) == (0 if runs else 1)
+    assert len(ansible.runs) == runs
+
+
+def test_images(ansible: FakeAnsible, capsys: pytest.CaptureFixture[str]) -> None:
+    ansible.results = {"generation": "g7"}
+    assert cli.run(["image", "build"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "New VMs use generation g7."
+    assert cli.run(["image", "prune"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "There is none."
+    ansible.results = {"removed": ["g5", "g6"], "freed_bytes": 3 * 1024**3}
+    assert cli.run(["image", "prune"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "Removed g5, g6 and freed 3.0 GiB."
+    assert [run.verb for run in ansible.runs] == ["image", "prune", "prune"]
+    assert cli.run(["image", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "images": []}
+
+
+def test_list(make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    fake_program("virsh", STATES.format(5))
+    make_vm("one")
+    assert cli.run(["list"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:2] == ["NAME", "STATE"]
+    assert row.split()[:4] == ["one", "shut", "off", "-"]
+    assert row.endswith("/home/dev/one")
+    assert cli.run(["list", "--json"]) == 0
+    vm = json.loads(capsys.readouterr().out)["vms"][0]
+    assert vm["state"] == "shut off"
+    assert vm["memory_mib"] == 4096
+
+
+def test_list_with_libvirt_down(
+    make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_program("virsh", "exit 1")
+    make_vm("one")
+    assert cli.run(["list"]) == 0
+    captured = capsys.readouterr()
+    assert "unknown" in captured.out
+    assert captured.err.startswith("warning: libvirt does not answer")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], []),
+        (["--", "env"], ["env"]),
+        (["--", "ls", "-la", "--", "x y"], ["ls", "-la", "--", "x y"]),
+        (["ls", "-la"], ["ls", "-la"]),
+        (["--help"], ["--help"]),
+    ],
+)
+def test_ssh_hands_the_words_on(monkeypatch: pytest.MonkeyPatch, words: list[str], expected: list[str]) -> None:
+    seen: list[list[str]] = []
+
+    def connection(_settings: object, name: str, command: list[str]) -> list[str]:
+        assert name == "one"
+        seen.append(command)
+        return ["ssh"]
+
+    def execute(_file: str, _argv: list[str]) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(group, "reexec_argv", lambda _command: None)
+    monkeypatch.setattr("vmw.services.ssh.connection", connection)
+    monkeypatch.setattr(os, "execvp", execute)
+    with pytest.raises(SystemExit):
+        cli.run(["ssh", "one", *words])
+    assert seen == [expected]
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["doctor", "--json"]) in {0, 3}
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert {"name", "status", "message", "fix"} == set(checks[0])
+    assert cli.run(["doctor"]) in {0, 3}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["frob"],
+        ["spawn"],
+        ["stop", "--timeout", "x", "one"],
+        ["spawn", "--memory", "much", "/"],
+        ["spawn", "--cpus", "0", "/"],
+        ["spawn", "--name", "", "/"],
+        ["spawn", "--name", "Not a label", "/"],
+        ["list", "--frob"],
+        ["image"],
+        [],
+    ],
+)
+def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "error: " in captured.err
+    assert captured.err.splitlines()[-1].startswith("hint: ")
+    assert "Traceback" not in captured.err
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("vmw ")
+    assert cli.run(["--help"]) == 0
+    assert "spawn" in capsys.readouterr().out
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_settings", interrupted)
+    assert cli.run(["list"]) == 130
+    assert capsys.readouterr().err.strip() == "error: interrupted"
+
+
+def test_a_full_disk_is_told_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/home/dev/.local/state/vmw/log/x.log")
+
+    monkeypatch.setattr(commands, "_settings", full)
+    assert cli.run(["list"]) == 1
+    assert capsys.readouterr().err == "error: /home/dev/.local/state/vmw/log/x.log: No space left on device\n"
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--debug", "logs", "none"]) == 4
+    assert "Traceback" in capsys.readouterr().err
+
+
+def _start(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+    command = [sys.executable, "-I", "-X", "importtime", str(ROOT / "wrapper"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list"], ["list", "--json"], ["ssh", "one"], ["--version"], ["image", "list"], ["doctor"]]
+)
+def test_quick_commands_import_nothing_slow(
+    tmp_path: Path, make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path], arguments: list[str], home: Path
+) -> None:
+    fake_program("virsh", 'case "$*" in *domstate*) echo "shut off";; esac')
+    make_vm("one")
+    done = _start(home, *arguments)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "typer" in imported
+    slow = {"ansible", "ansible_runner", "rich", "yaml", "pydantic", "pexpect"}
+    assert not {name.partition(".")[0] for name in imported} & slow
+
+
+def test_a_closed_pipe_is_no_error(home: Path, make_vm: Callable[..., Path]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+    command = [sys.executable, "-I", str(ROOT / "wrapper"), "--version"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 1

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from ansible_collections.vmw.worktree.plugins.module_utils import accelerator
+
+from vmw.services import doctor, group, host
+from vmw.services.doctor import Status
+from vmw.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CPU = "processor : 0\nflags\t\t: fpu vmx sse\n"
+
+
+def look(name: str, settings: Settings | None = None) -> doctor.Finding:
+    check = next(check for check in doctor.CHECKS if check.name == name)
+    return check.look(settings or Settings())
+
+
+def test_names_are_unique() -> None:
+    assert len({check.name for check in doctor.CHECKS}) == len(doctor.CHECKS)
+
+
+def test_every_check_answers_on_any_machine() -> None:
+    findings = doctor.examine(Settings())
+    assert len(findings) == len(doctor.CHECKS)
+    assert all(finding.message and "\n" not in finding.message for _, finding in findings)
+    assert all(finding.fix for _, finding in findings if finding.status is Status.FAIL)
+
+
+@pytest.mark.parametrize(("text", "status"), [(CPU, Status.OK), ("flags : fpu\n", Status.WARN)])
+def test_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, status: Status) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(accelerator, "CPU_INFO", tmp_path / "cpuinfo")
+    assert look("CPU virtualisation").status is status
+
+
+def test_acceleration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "kvm_obstacle", lambda: "")
+    assert look("acceleration").status is Status.OK
+    monkeypatch.setattr(accelerator, "kvm_obstacle", lambda: "/dev/kvm does not open: no such file")
+    finding = look("acceleration")
+    assert finding.status is Status.WARN
+    assert "modprobe" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("member", "status", "words"),
+    [
+        (group.Membership(exists=False, in_database=False, in_process=False), Status.FAIL, "not in the group"),
+        (group.Membership(exists=True, in_database=True, in_process=False), Status.OK, "switches by itself"),
+        (group.Membership(exists=True, in_database=True, in_process=True), Status.OK, "equivalent to root"),
+    ],
+)
+def test_group(monkeypatch: pytest.MonkeyPatch, member: group.Membership, status: Status, words: str) -> None:
+    monkeypatch.setattr(group, "membership", lambda: member)
+    finding = look("libvirt group")
+    assert finding.status is status
+    assert words in finding.message
+
+
+def test_libvirt(fake_program: Callable[[str, str], Path]) -> None:
+    fake_program("virsh", "echo 'Running against daemon: 11.3.0'")
+    assert "11.3.0" in look("libvirt").message
+    fake_program("virsh", "echo 'error: failed to connect' >&2; exit 1")
+    assert look("libvirt").message.endswith("does not answer: failed to connect")
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ("--readonly --translate-uid", Status.OK),
+        ("--readonly", Status.WARN),
+        ("", Status.WARN),
+    ],
+)
+def test_virtiofsd(
+    monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path], options: str, status: Status
+) -> None:
+    fake_program("virtiofsd", f'[ "$1" = --version ] && echo virtiofsd 1.13.2 || echo "{options}"')
+    monkeypatch.setattr(doctor, "find_virtiofsd", lambda: "virtiofsd")
+    finding = look("virtiofsd")
+    assert finding.status is status
+    assert "virtiofsd 1.13.2" in finding.message
+
+
+def _bridge(directory: Path, flags: str, *ports: str, carrier: str = "1") -> None:
+    for port in ports:
+        (directory / "br0" / "brif" / port).mkdir(parents=True)
+        (directory / port).mkdir()
+        (directory / port / "carrier").write_text(carrier)
+    (directory / "br0").mkdir(exist_ok=True)
+    (directory / "br0" / "flags").write_text(flags)
+
+
+def test_bridge_with_an_uplink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "NETWORK_DEVICES", tmp_path)
+    _bridge(tmp_path, "0x1003", "enp3s0", "vnet0")
+    assert look("bridge") == doctor.Finding(Status.OK, "br0 is up, uplink enp3s0")
+
+
+def test_bridge_with_nat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "NETWORK_DEVICES", tmp_path)
+    _bridge(tmp_path, "0x1003", "vnet0")
+    assert look("bridge").message == "br0 is up, uplink by NAT"
+
+
+def test_bridge_without_a_cable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "NETWORK_DEVICES", tmp_path)
+    _bridge(tmp_path, "0x1003", "enp3s0", carrier="0")
+    assert look("bridge").status is Status.WARN
+
+
+def test_bridge_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "NETWORK_DEVICES", tmp_path)
+    _bridge(tmp_path, "0x1002", "enp3s0")
+    assert look("bridge").fix == "sudo ip link set br0 up"
+
+
+def test_golden_image(tmp_path: Path) -> None:
+    settings = Settings(vmw_state_dir=str(tmp_path))
+    assert look("golden image", settings).fix == "vmw image build"
+    generation = tmp_path / "images" / "g1"
+    generation.mkdir(parents=True)
+    (tmp_path / "golden-image.qcow2").symlink_to("images/g1/disk.qcow2")
+    for name in ("disk.qcow2", "kernel", "initrd"):
+        (generation / name).touch()
+    assert look("golden image", settings).message == "generation g1 lacks manifest.json"
+    (generation / "manifest.json").touch()
+    assert look("golden image", settings).status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "status", "words"),
+    [
+        ("ANTHROPIC_API_KEY=sk-1\n", 0o600, Status.OK, "private"),
+        ("export ANTHROPIC_API_KEY='sk-1'\n", 0o600, Status.OK, "private"),
+        ("ANTHROPIC_API_KEY=\n#ANTHROPIC_API_KEY=x\n", 0o600, Status.WARN, "not filled in"),
+        ('ANTHROPIC_API_KEY=""\n', 0o600, Status.WARN, "not filled in"),
+        ("ANTHROPIC_API_KEY=sk-1\n", 0o644, Status.FAIL, "open to others"),
+    ],
+)
+def test_secrets(tmp_path: Path, text: str, mode: int, status: Status, words: str) -> None:
+    directory = tmp_path / "secrets"
+    directory.mkdir(mode=0o700)
+    path = directory / "secrets.env"
+    path.write_text(text)
+    path.chmod(mode)
+    finding = look("secrets", Settings(vmw_state_dir=str(tmp_path)))
+    assert finding.status is status
+    assert words in finding.message
+    assert "sk-1" not in finding.message
+
+
+def test_socket_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "RUNTIME_BASE", tmp_path)
+    assert look("socket directory").status is Status.FAIL
+    path = tmp_path / host.user_name()
+    path.mkdir()
+    path.chmod(0o755)
+    assert "mode 0755" in look("socket directory").message
+    path.chmod(0o2750)
+    assert look("socket directory").status is Status.OK
+
+
+def test_share_sockets(home: Path, fake_program: Callable[[str, str], Path]) -> None:
+    assert look("share sockets").message == "no VM has shares yet"
+    directory = home / ".config" / "systemd" / "user"
+    directory.mkdir(parents=True)
+    for name in ("vmw-a-repo.socket", "vmw-a-secrets.socket"):
+        (directory / name).touch()
+    fake_program("systemctl", "printf 'active\\nfailed\\n'; exit 3")
+    finding = look("share sockets")
+    assert finding.fix == "systemctl --user restart vmw-a-secrets.socket"
+    fake_program("systemctl", "printf 'active\\nactive\\n'")
+    assert look("share sockets").status is Status.OK
+
+
+def test_disk_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    for free, status in ((1, Status.FAIL), (10, Status.WARN), (100, Status.OK)):
+        usage = type("Usage", (), {"free": free * doctor.GIB})
+        monkeypatch.setattr("shutil.disk_usage", lambda _path, usage=usage: usage)
+        assert look("disk space").status is status
+
+
+def test_avahi(fake_program: Callable[[str, str], Path]) -> None:
+    fake_program("systemctl", "echo inactive; exit 3")
+    assert "avahi-daemon" in look("avahi").fix
+    fake_program("systemctl", "echo active")
+    assert look("avahi").status is Status.OK
+
+
+def test_way_of_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path]) -> None:
+    monkeypatch.setattr(doctor, "qemu_user", lambda: "libvirt-qemu")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    settings = Settings(vmw_state_dir=str(closed))
+    fake_program("getfacl", "echo user:libvirt-qemu:--x")
+    assert look("QEMU's access", settings).status is Status.OK
+    fake_program("getfacl", "echo user::rwx")
+    finding = look("QEMU's access", settings)
+    assert finding.status is Status.WARN
+    assert str(closed) in finding.message

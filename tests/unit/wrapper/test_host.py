@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from ansible_collections.vmw.worktree.plugins.module_utils import share_units
+
+from vmw.services import group, host
+from vmw.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def ready(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path]) -> Path:
+    """Make a machine on which everything is there, below a directory."""
+    for program in host.PROGRAMS:
+        fake_program(program, "exit 1")
+    root = tmp_path / "root"
+    for name in ("virtiofsd", "libvirt-sock"):
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for name in (f"run/{host.user_name()}", "net/br0"):
+        (root / name).mkdir(parents=True)
+    image = home / ".config" / "vmw" / "images" / "g1" / "disk.qcow2"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    (home / ".config" / "vmw" / "golden-image.qcow2").symlink_to("images/g1/disk.qcow2")
+    monkeypatch.setattr(share_units, "VIRTIOFSD_PATHS", (str(root / "virtiofsd"),))
+    monkeypatch.setattr(host, "LIBVIRT_SOCKETS", (root / "libvirt-sock",))
+    monkeypatch.setattr(host, "RUNTIME_BASE", root / "run")
+    monkeypatch.setattr(host, "NETWORK_DEVICES", root / "net")
+    monkeypatch.setattr(group, "membership", lambda: group.Membership(exists=True, in_database=True, in_process=False))
+    return root
+
+
+def test_a_machine_that_is_set_up(ready: Path) -> None:
+    assert host.missing(Settings()) == []
+
+
+@pytest.mark.parametrize(
+    ("what", "complaint"),
+    [
+        ("virtiofsd", "virtiofsd is not installed"),
+        ("libvirt-sock", "libvirt does not run"),
+    ],
+)
+def test_a_missing_file(ready: Path, what: str, complaint: str) -> None:
+    (ready / what).unlink()
+    assert host.missing(Settings()) == [complaint]
+
+
+def test_no_bridge(ready: Path) -> None:
+    assert host.missing(Settings(vmw_bridge="br9")) == ["the bridge br9 does not exist"]
+
+
+def test_a_network_that_is_not_started_will_do(ready: Path, fake_program: Callable[[str, str], Path]) -> None:
+    fake_program("virsh", "printf 'default\\nvmw\\n'")
+    assert host.missing(Settings(vmw_bridge="br9")) == []
+
+
+def test_no_socket_directory(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "RUNTIME_BASE", ready / "elsewhere")
+    assert len(host.missing(Settings())) == 1
+
+
+def test_no_golden_image(ready: Path, home: Path) -> None:
+    (home / ".config" / "vmw" / "images" / "g1" / "disk.qcow2").unlink()
+    assert host.missing(Settings()) == ["there is no golden image"]
+
+
+def test_not_in_the_group(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "membership", lambda: group.Membership(exists=True, in_database=False, in_process=False))
+    assert host.missing(Settings()) == [f"{host.user_name()} is not in the group libvirt"]
+    assert host.missing(Settings(vmw_libvirt_uri="qemu:///session")) == []
+
+
+def test_nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "find_program", lambda _name: None)
+    monkeypatch.setattr(host, "RUNTIME_BASE", tmp_path)
+    found = host.missing(Settings())
+    assert "virsh is not installed" in found
+    assert "there is no golden image" in found

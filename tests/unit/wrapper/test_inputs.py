@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vmw.layout import Layout
+from vmw.runner.inputs import environment, extra_vars_yaml, runner_settings
+
+LAYOUT = Layout(Path("/srv/vmw"), Path("/srv/vmw/collections"))
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `!unsafe` as Ansible does: the string as it is, never a template."""
+
+
+def _unsafe(loader: _Loader, node: yaml.ScalarNode) -> tuple[str, object]:
+    return "unsafe", loader.construct_scalar(node)
+
+
+_Loader.add_constructor("!unsafe", _unsafe)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/home/dev/Code/project",
+        "/with blank/and 'quotes\" and \\",
+        "/{{ lookup('pipe', 'id') }}/{% raw %}",
+        "/new\nline\ttab\x7f\x85\u2028",
+        "/größe/日本/😀",
+        "# no comment: - [x] {y}",
+        "",
+    ],
+)
+def test_strings_survive_and_are_never_templates(text: str) -> None:
+    loaded = yaml.load(extra_vars_yaml({"worktree": text}), _Loader)  # noqa: S506 - a safe loader with one more tag
+    assert loaded == {"worktree": ("unsafe", text)}
+
+
+def test_figures_and_switches_keep_their_type() -> None:
+    assert yaml.safe_load(extra_vars_yaml({"vmw_memory_mib": 4096, "vmw_wait": False})) == {
+        "vmw_memory_mib": 4096,
+        "vmw_wait": False,
+    }
+
+
+def test_no_extra_vars_are_still_a_dictionary() -> None:
+    assert yaml.safe_load(extra_vars_yaml({})) == {}
+
+
+def test_environment_is_exactly_this() -> None:
+    assert environment(LAYOUT, {"PATH": "/usr/bin", "LANG": "de_DE.UTF-8"}, None) == {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin",
+        "ANSIBLE_CONFIG": "/srv/vmw/ansible.cfg",
+        "ANSIBLE_COLLECTIONS_PATH": "/srv/vmw/collections",
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_FORCE_COLOR": "0",
+        "ANSIBLE_LOCALHOST_WARNING": "0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        ({}, "C.UTF-8"),
+        ({"LANG": "C"}, "C.UTF-8"),
+        ({"LANG": "en_US.UTF-8", "LC_ALL": "POSIX"}, "C.UTF-8"),
+        ({"LC_CTYPE": "C.utf8"}, None),
+        ({"LANG": "en_US.UTF-8"}, None),
+    ],
+)
+def test_ansible_gets_a_character_set_it_accepts(base: dict[str, str], expected: str | None) -> None:
+    assert environment(LAYOUT, base, None).get("LC_ALL") == expected
+
+
+def test_a_foreign_python_stays_outside() -> None:
+    assert environment(LAYOUT, {"PYTHONPATH": "/opt/ros"}, None)["PYTHONPATH"] == ""
+
+
+def test_password_is_named_by_file_only() -> None:
+    values = environment(LAYOUT, {"LANG": "C.UTF-8"}, Path("/run/user/1000/vmw-x/become_password"))
+    assert values["ANSIBLE_BECOME_PASSWORD_FILE"] == "/run/user/1000/vmw-x/become_password"
+
+
+def test_runner_polls_often() -> None:
+    assert json.loads(runner_settings())["pexpect_timeout"] <= 0.2

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmw.errors import ExitCode, VmwError
+from vmw.services import listing, records
+from vmw.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+VIRSH = """case "$*" in
+*domstats*) printf "Domain: 'on'\\n  state.state=1\\nDomain: 'off'\\n  state.state=5\\nDomain: 'foreign'\\n  state.state=1\\n";;
+*lease*) printf ' vnet0 52:54:00:00:00:01 ipv4 10.0.0.5/24\\n';;
+esac"""
+
+
+def test_running_stopped_and_broken_ones(make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path]) -> None:
+    fake_program("virsh", VIRSH)
+    (make_vm("on", mac="52:54:00:00:00:01") / "disk.qcow2").write_bytes(b"x" * 8192)
+    make_vm("off")
+    make_vm("gone")
+    (make_vm("torn") / "instance.json").write_text("{")
+    found = listing.list_vms(load_settings())
+    assert found.warning is None
+    rows = {row.name: row for row in found.rows}
+    assert {name: row.state for name, row in rows.items()} == {
+        "gone": "undefined",
+        "off": "shut off",
+        "on": "running",
+        "torn": "broken",
+    }
+    assert rows["on"].address == "10.0.0.5"
+    assert rows["on"].disk_used_bytes >= 8192
+    assert rows["off"].address is None
+    assert rows["torn"].worktree is None
+
+
+def test_libvirt_being_down_fails_nothing(make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path]) -> None:
+    fake_program("virsh", "exit 1")
+    make_vm("one")
+    found = listing.list_vms(load_settings())
+    assert found.rows[0].state == "unknown"
+    assert found.warning is not None
+
+
+def test_no_vm_asks_nothing(fake_program: Callable[[str, str], Path]) -> None:
+    calls = fake_program("virsh", "exit 1")
+    assert listing.list_vms(load_settings()) == listing.Listing([], None)
+    assert not calls.exists()
+
+
+def test_a_later_record_may_have_more_fields(make_vm: Callable[..., Path]) -> None:
+    make_vm("new", schema=2, gpu="yes")
+    instance, _ = records.find(load_settings().state_dir, "new")
+    assert instance.name == "new"
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ("featre-x", "did you mean `feature-x`?"),
+        ("feature", "did you mean `feature-x`?"),
+        ("zzz", "`vmw list` shows what there is"),
+        ("../etc", "`vmw list` shows what there is"),
+    ],
+)
+def test_unknown_names_get_the_near_ones(make_vm: Callable[..., Path], asked: str, hint: str) -> None:
+    make_vm("feature-x")
+    with pytest.raises(VmwError) as caught:
+        records.find(load_settings().state_dir, asked)
+    assert caught.value.exit_code is ExitCode.NOT_FOUND
+    assert caught.value.hint == hint
+
+
+def test_half_made(make_vm: Callable[..., Path]) -> None:
+    (make_vm("torn") / "instance.json").unlink()
+    with pytest.raises(VmwError) as caught:
+        records.find(load_settings().state_dir, "torn")
+    assert caught.value.exit_code is ExitCode.FAILED
+    assert "`vmw destroy torn`" in caught.value.hint
+
+
+def test_unknown_name_without_any_vm() -> None:
+    with pytest.raises(VmwError) as caught:
+        records.find(load_settings().state_dir, "x")
+    assert "vmw spawn" in caught.value.hint
+
+
+def test_ages() -> None:
+    now = datetime(2026, 11, 24, tzinfo=UTC)
+    assert listing.seconds_since("2026-11-23T00:00:00+00:00", now) == 86400
+    assert listing.seconds_since("2026-11-23T00:00:00Z", now) == 86400
+    assert listing.seconds_since("2026-11-23T00:00:00", now) == 86400
+    assert listing.seconds_since("yesterday", now) is None
+    assert listing.seconds_since(None, now) is None
+
+
+def test_images(home: Path, make_vm: Callable[..., Path]) -> None:
+    images = home / ".config" / "vmw" / "images"
+    for number, created in (("g2", "2026-11-22"), ("g1", "2026-11-21")):
+        directory = images / number
+        directory.mkdir(parents=True)
+        (directory / "disk.qcow2").write_bytes(b"x" * 4096)
+        manifest = {"schema": 1, "created": created, "node": "24.1.0", "claude_code": "2.0.1", "kernel": "6.1"}
+        (directory / "manifest.json").write_text(json.dumps(manifest))
+    (images / "half").mkdir()
+    (home / ".config" / "vmw" / "golden-image.qcow2").symlink_to("images/g2/disk.qcow2")
+    make_vm("one", generation="g1")
+    found = listing.list_images(load_settings())
+    assert [(image.generation, image.current, image.used_by) for image in found] == [("g1", False, ["one"]), ("g2", True, [])]
+    assert found[1].node == "24.1.0"
+    assert found[1].size_bytes >= 4096

@@ -1,0 +1,210 @@
+"""Real runs of small playbooks: what matters here is how Ansible and ansible-runner behave together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from wrapper_support import ROOT
+
+from vmw.errors import ExitCode, InterruptedByUserError, VmwError
+from vmw.layout import Layout
+from vmw.runner import processes
+from vmw.runner.events import Grouping, PhaseFailed, PhaseFinished, PhaseStarted, Tracker, Update
+from vmw.runner.playbook import PlaybookRunner, Run, _Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PLAY = """
+- name: Play
+  hosts: vmw_hosts
+  gather_facts: false
+  tasks:
+    - name: Do the first thing
+      ansible.builtin.command: "true"
+"""
+
+NOTE = """
+    - name: Note what came in
+      ansible.builtin.copy:
+        content: "{{ worktree }}"
+        dest: "{{ out }}"
+        mode: "0600"
+"""
+
+FAIL = """
+    - name: Break
+      ansible.builtin.command: sh -c 'echo "no room" >&2; exit 3'
+"""
+
+SLEEP = """
+    - name: Sleep
+      ansible.builtin.command: sleep {}
+"""
+
+HOSTILE = "/a b/{{ lookup('pipe', 'touch /tmp/never') }}/\"quo'tes\n/größe😀"
+
+
+@dataclass
+class Recorder:
+    """A display that remembers."""
+
+    updates: list[Update] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    closed: bool = False
+
+    def update(self, update: Update) -> None:
+        self.updates.append(update)
+
+    def poll(self) -> None:
+        """Draw nothing."""
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """Make a collection of one playbook, `spawn`."""
+    root = tmp_path / "collection"
+    (root / "playbooks").mkdir(parents=True)
+    (root / "inventory").symlink_to(ROOT / "inventory")
+    (root / "collections").mkdir()
+    (root / "ansible.cfg").write_text("[defaults]\nretry_files_enabled = false\n")
+    return Layout(root, root / "collections")
+
+
+def _write(layout: Layout, text: str) -> None:
+    layout.playbook("spawn").write_text(PLAY + text)
+
+
+def test_ok_and_failed(layout: Layout, tmp_path: Path, home: Path) -> None:
+    _write(layout, NOTE + FAIL)
+    out = tmp_path / "out"
+    before = signal.getsignal(signal.SIGINT)
+    recorder = Recorder()
+    with pytest.raises(VmwError) as caught:
+        PlaybookRunner(layout, recorder).run(Run("spawn", {"worktree": HOSTILE, "out": str(out)}))
+    assert out.read_text() == HOSTILE
+    assert caught.value.message == "`Break` failed: no room"
+    assert caught.value.exit_code is ExitCode.FAILED
+    kinds = [type(update) for update in recorder.updates]
+    assert kinds == [PhaseStarted, PhaseFinished, PhaseStarted, PhaseFinished, PhaseStarted, PhaseFailed]
+    assert recorder.closed
+    assert signal.getsignal(signal.SIGINT) is before
+    log = Path(caught.value.log)
+    assert log.is_relative_to(home)
+    text = log.read_text()
+    assert "no room" in text
+    assert "PATH" not in text
+    assert "\x1b[" not in text
+    assert list(Path(os.environ.get("TMPDIR", "/tmp")).glob("vmw-*/env/extravars")) == []
+
+
+def test_interrupted(layout: Layout) -> None:
+    marker = str(100000 + os.getpid())
+    _write(layout, SLEEP.format(marker))
+
+    recorder = Recorder()
+    # Another process, not a thread: ansible-runner forks.
+    watch = "until pgrep -x -f 'sleep {0}'; do sleep 0.05; done; kill -INT {1}"
+    watcher = subprocess.Popen(["sh", "-c", watch.format(marker, os.getpid())], stdout=subprocess.DEVNULL)
+    try:
+        with pytest.raises(InterruptedByUserError) as caught:
+            PlaybookRunner(layout, recorder).run(Run("spawn", {}))
+    finally:
+        watcher.kill()
+        watcher.wait()
+    assert caught.value.exit_code is ExitCode.INTERRUPTED
+    assert recorder.notices
+    assert recorder.notices[0].startswith("Interrupted")
+    assert _sleepers(marker) == []
+    assert processes.descendants() == []
+
+
+class Clumsy(Recorder):
+    """A display with a mistake in it."""
+
+    def update(self, update: Update) -> None:
+        super().update(update)
+        message = "cannot draw"
+        raise RuntimeError(message)
+
+
+def test_a_display_that_fails_leaves_no_ansible_behind(layout: Layout) -> None:
+    _write(layout, SLEEP.format("100"))
+    clumsy = Clumsy()
+    with pytest.raises(RuntimeError, match="cannot draw"):
+        PlaybookRunner(layout, clumsy).run(Run("spawn", {}))
+    assert clumsy.closed
+    assert processes.descendants() == []
+
+
+class RootStep:
+    """A process of root's below this one, that ends by itself after some looks or by sudo's hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
+        self.looks = looks
+        # Nothing here may reach a process that happens to have this number.
+        monkeypatch.setattr(processes, "descendants", self._descendants)
+        monkeypatch.setattr(processes, "mine", lambda _pids: [])
+        monkeypatch.setattr(processes, "children", list)
+        monkeypatch.setattr(processes, "send", lambda _pids, _number: None)
+
+    def _descendants(self) -> list[int]:
+        self.looks -= 1
+        return [4194305] if self.looks > 0 else []
+
+
+def _session(tmp_path: Path, recorder: Recorder, password: str | None) -> _Session:
+    log = (tmp_path / "log").open("w")
+    return _Session(Layout(tmp_path, tmp_path), recorder, Run("host", {}, Grouping.ROLE, password), log, Tracker(Grouping.ROLE))
+
+
+def test_a_step_of_root_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path]
+) -> None:
+    calls = fake_program("sudo", "exit 0")
+    RootStep(monkeypatch, 6)
+    recorder = Recorder()
+    _session(tmp_path, recorder, None).end_leftovers()
+    assert recorder.notices == ["Waiting for a step that runs as root to end ... (Ctrl-C again kills it)"]
+    assert not calls.exists()
+
+
+@pytest.mark.parametrize(("password", "words"), [(None, "-n kill -KILL -- 4194305"), ("secret", "-S -p  kill -KILL -- 4194305")])
+def test_a_step_of_root_is_killed_at_the_second_ctrl_c(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_program: Callable[[str, str], Path],
+    password: str | None,
+    words: str,
+) -> None:
+    calls = fake_program("sudo", "cat >/dev/null")
+    RootStep(monkeypatch, 1000)
+    session = _session(tmp_path, Recorder(), password)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: session.interruption.request())
+    session.end_leftovers()
+    assert calls.read_text() == f"{words}\n"
+
+
+def _sleepers(marker: str) -> list[Path]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[:2] == [b"sleep", marker.encode()]:
+            found.append(path)
+    return found

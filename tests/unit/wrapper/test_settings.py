@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+from wrapper_support import ROOT
+
+from vmw import __version__
+from vmw.errors import ExitCode, VmwError
+from vmw.layout import find_layout
+from vmw.settings import Settings, load_settings, log_dir
+
+
+def test_defaults_are_those_of_the_inventory() -> None:
+    inventory = yaml.safe_load((ROOT / "inventory" / "group_vars" / "all.yml").read_text())
+    assert asdict(Settings()) == {name: inventory[name] for name in asdict(Settings())}
+
+
+def test_version_is_that_of_the_collection() -> None:
+    assert yaml.safe_load((ROOT / "galaxy.yml").read_text())["version"] == __version__
+
+
+def test_no_file_means_defaults(home: Path) -> None:
+    settings = load_settings()
+    assert settings.state_dir == home / ".config" / "vmw"
+    assert settings.system_libvirt
+
+
+@pytest.mark.parametrize("text", ["", "---\n", "# nothing\n", "vmw_memory_mib: 8192\n"])
+def test_a_file_without_these_settings(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(text)
+    assert load_settings(path) == Settings()
+
+
+def test_settings_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text("vmw_state_dir: /srv/vms\nvmw_libvirt_uri: qemu:///session\nvmw_bridge: lan0\n")
+    settings = load_settings(path)
+    assert settings == Settings("/srv/vms", "qemu:///session", "lan0")
+    assert settings.state_dir == Path("/srv/vms")
+    assert not settings.system_libvirt
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vmw_state_dir: '{{ x }}'\n", "must be a plain string"),
+        ("vmw_bridge: 5\n", "must be a plain string"),
+        ("- a\n", "holds no settings"),
+        ("a: [\n", "no valid YAML"),
+    ],
+)
+def test_bad_files_are_refused_in_words(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(text)
+    with pytest.raises(VmwError) as caught:
+        load_settings(path)
+    assert message in caught.value.message
+    assert caught.value.exit_code is ExitCode.USAGE
+    assert "\n" not in caught.value.message
+
+
+def test_logs_go_to_the_state_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert log_dir() == home / ".local" / "state" / "vmw" / "log"
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
+    assert log_dir() == Path("/var/state/vmw/log")
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert log_dir() == home / ".local" / "state" / "vmw" / "log"
+
+
+def test_a_checkout_is_used_as_it_is() -> None:
+    layout = find_layout()
+    assert layout.root == ROOT
+    assert layout.playbook("spawn").is_file()
+    assert layout.ansible_cfg.is_file()
+    assert layout.inventory.is_file()
+
+
+def test_a_wheel_brings_the_collection(tmp_path: Path) -> None:
+    layout = find_layout(tmp_path / "site-packages" / "vmw")
+    assert layout.root == tmp_path / "site-packages" / "ansible_collections" / "vmw" / "worktree"
+    assert layout.collections == tmp_path / "site-packages"
