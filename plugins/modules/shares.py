@@ -91,16 +91,34 @@ from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.state import command, write_file
 
+WANTS = "sockets.target.wants"
+"""Directory of the links by which the user's service manager starts enabled sockets."""
+
 
 def unit_directory() -> Path:
     """Return the directory of the user's own units."""
     return Path("~/.config/systemd/user").expanduser()
 
 
+def runtime_directory(module: AnsibleModule) -> str:
+    """Return the directory of the sockets."""
+    return module.params["runtime_dir"] or f"/run/vmw/{pwd.getpwuid(os.getuid()).pw_name}"
+
+
 def systemctl(*argv: str) -> str:
     """Talk to the user's service manager, which lingers and so runs without a login."""
     os.environ.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
     return command("systemctl", "--user", *argv, hint="is lingering on? `vmw doctor` tells")
+
+
+def loaded_units(units: list[str]) -> list[str]:
+    """Return which of some units systemd holds; one whose file is gone runs on."""
+    if not Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}"), "systemd/private").exists():
+        # Without lingering and login there is no service manager, and so no unit.
+        return []
+    listing = systemctl("list-units", "--all", "--plain", "--no-legend", *units)
+    rows = [line.split() for line in listing.splitlines()]
+    return [row[0] for row in rows if row[1:3] != ["not-found", "inactive"]]
 
 
 def write_units(name: str, runtime_dir: str, shares: list[ShareSpec], *, check_mode: bool) -> bool:
@@ -125,7 +143,7 @@ def write_units(name: str, runtime_dir: str, shares: list[ShareSpec], *, check_m
 def present(module: AnsibleModule) -> dict[str, Any]:
     """Write the units and have the sockets listen."""
     name = module.params["name"]
-    runtime_dir = module.params["runtime_dir"] or f"/run/vmw/{pwd.getpwuid(os.getuid()).pw_name}"
+    runtime_dir = runtime_directory(module)
     shares = [
         ShareSpec(share["tag"], str(Path(share["path"]).expanduser()), share["read_only"]) for share in module.params["shares"]
     ]
@@ -152,22 +170,28 @@ def present(module: AnsibleModule) -> dict[str, Any]:
 
 
 def absent(module: AnsibleModule) -> dict[str, Any]:
-    """Stop and remove this VM's units, by exact name."""
-    directory = unit_directory()
+    """Stop and remove this VM's units, by exact name; a half that was removed already does not keep the other."""
     name = module.params["name"]
-    units = [
-        path
-        for share in module.params["shares"]
-        for suffix in (".socket", ".service")
-        if (path := directory / f"{unit_name(name, ShareSpec(share['tag'], '', False))}{suffix}").is_file()  # noqa: FBT003
+    shares = [ShareSpec(share["tag"], "", read_only=False) for share in module.params["shares"]]
+    sockets = [f"{unit_name(name, share)}.socket" for share in shares]
+    units = [*sockets, *(f"{unit_name(name, share)}.service" for share in shares)]
+    directory = unit_directory()
+    places = [
+        *(directory / unit for unit in units),
+        *(directory / WANTS / unit for unit in sockets),
+        *(Path(socket_path(runtime_directory(module), name, share)) for share in shares),
     ]
-    if units and not module.check_mode:
-        systemctl("disable", "--now", *(path.name for path in units if path.suffix == ".socket"))
-        systemctl("stop", *(path.name for path in units))
-        for path in units:
-            path.unlink()
-        systemctl("daemon-reload")
-    return {"changed": bool(units)}
+    loaded = loaded_units(units)
+    left = [path for path in places if path.exists() or path.is_symlink()]
+    if not module.check_mode:
+        if loaded:
+            systemctl("stop", *loaded)
+        for path in left:
+            # The end of a socket unit has removed its socket.
+            path.unlink(missing_ok=True)
+        if left:
+            systemctl("daemon-reload")
+    return {"changed": bool(loaded or left)}
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import ShareSpec
@@ -32,6 +32,69 @@ def test_every_unit_is_written_at_once(units: Path) -> None:
         "vmw-n-secrets.socket",
     ]
     assert not shares.write_units("n", "/run/vmw/me", SHARES, check_mode=False)
+
+
+class Module:
+    """Stand for the module's side of Ansible."""
+
+    check_mode = False
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self.params = {"name": "n", "runtime_dir": str(runtime_dir), "shares": [{"tag": "vmw:repo"}, {"tag": "vmw:secrets"}]}
+
+
+def absent(module: Module) -> dict[str, Any]:
+    return shares.absent(module)
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Stand for the user's service manager: it holds one socket unit, and notes what it is told."""
+    told: list[list[str]] = []
+
+    def systemctl(*argv: str) -> str:
+        told.append(list(argv))
+        if argv[0] != "list-units":
+            return ""
+        return "vmw-n-repo.socket loaded active listening x\nvmw-n-secrets.socket not-found inactive dead x\n"
+
+    (tmp_path / "systemd").mkdir()
+    (tmp_path / "systemd/private").touch()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(shares, "systemctl", systemctl)
+    return told
+
+
+def test_removal_takes_units_links_and_sockets_of_this_vm_alone(units: Path, tmp_path: Path, manager: list[list[str]]) -> None:
+    shares.write_units("n", str(tmp_path), SHARES, check_mode=False)
+    shares.write_units("n-2", str(tmp_path), SHARES, check_mode=False)
+    (units / "sockets.target.wants").mkdir()
+    (units / "sockets.target.wants/vmw-n-repo.socket").symlink_to(units / "vmw-n-repo.socket")
+    (tmp_path / "n-repo.sock").touch()
+    assert absent(Module(tmp_path)) == {"changed": True}
+    assert ["stop", "vmw-n-repo.socket"] in manager
+    assert ["daemon-reload"] in manager
+    left = sorted(path.name for path in units.iterdir())
+    assert left == [
+        "sockets.target.wants",
+        "vmw-n-2-repo.service",
+        "vmw-n-2-repo.socket",
+        "vmw-n-2-secrets.service",
+        "vmw-n-2-secrets.socket",
+    ]
+    assert not list((units / "sockets.target.wants").iterdir())
+    assert not (tmp_path / "n-repo.sock").exists()
+
+
+def test_units_whose_files_are_gone_are_stopped(units: Path, tmp_path: Path, manager: list[list[str]]) -> None:
+    assert absent(Module(tmp_path)) == {"changed": True}
+    assert ["stop", "vmw-n-repo.socket"] in manager
+
+
+def test_nothing_left_is_no_change(units: Path, tmp_path: Path, manager: list[list[str]]) -> None:
+    (tmp_path / "systemd/private").unlink()
+    assert absent(Module(tmp_path)) == {"changed": False}
+    assert manager == []
 
 
 def test_check_mode_says_and_writes_nothing(units: Path) -> None:
