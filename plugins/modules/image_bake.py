@@ -151,6 +151,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwErro
 from ansible_collections.vmw.worktree.plugins.module_utils.image import (
     BUILD_PREFIX,
     DOWNLOADS,
+    GENERATION,
     LOCK,
     SCHEMA,
     BaseImage,
@@ -202,6 +203,11 @@ HANDOVER_BYTES = 600 << 20
 
 NEEDED_BYTES = 5 << 30
 """Free space that a build needs: about 1.5 GiB each were seen for changed blocks and flattened image, and packages grow."""
+
+NETWORK_HINT = "look at the whole console in the log; is the network behind the bridge up?"
+FULL_DISK_HINT = "make room on the file system of the golden images, then run the same command again"
+DOMAIN_PAUSED = 3
+"""VIR_DOMAIN_PAUSED of libvirt-domain.h."""
 
 POLL_SECONDS = 1.0
 POWER_OFF_SECONDS = 60.0
@@ -358,6 +364,8 @@ class Baker:
                 self.tell(told, self.title(told))
             if console.failed:
                 raise self.failure(console, console.reason)
+            if alive and is_paused(domain):
+                raise self.failure(console, "the builder was paused, as QEMU does when it cannot write", FULL_DISK_HINT)
             if not alive and not chunk:
                 if console.done:
                     return
@@ -374,14 +382,11 @@ class Baker:
         """Name the builder's step `number`, counted from 1; 0 is before the first."""
         return self.steps[number - 1].title if 0 < number <= len(self.steps) else "Boot the builder"
 
-    def failure(self, console: Console, reason: str) -> VmwError:
+    def failure(self, console: Console, reason: str, hint: str = NETWORK_HINT) -> VmwError:
         """Word a failed build, with the last that the builder printed."""
         message = f"baking the golden image failed in the step {self.title(console.step)!r}: {reason}"
         words = "".join(f"\n  {line}" for line in console.output)
-        return VmwError(
-            message + (f"; the builder's last words:{words}" if words else ""),
-            "look at the whole console in the log; is the network behind the bridge up?",
-        )
+        return VmwError(message + (f"; the builder's last words:{words}" if words else ""), hint)
 
     def collect(self) -> Facts:
         """Take over kernel, initial ramdisk and facts, and flatten the disk."""
@@ -542,19 +547,29 @@ def is_active(domain: Any) -> bool:  # noqa: ANN401
         raise VmwError(message, "run the same command again") from error
 
 
+def is_paused(domain: Any) -> bool:  # noqa: ANN401
+    """Tell whether QEMU stopped a domain, which it does when the host's disk is full: libvirt's error_policy is enospace."""
+    try:
+        return bool(domain.state()[0] == DOMAIN_PAUSED)
+    except libvirt.libvirtError:
+        # It has just ended, which the next look finds.
+        return False
+
+
 def start(connection: Any, xml: str, prefix: str) -> Any:  # noqa: ANN401
     """Start a builder that ends with the connection.
 
     Args:
         connection: The connection to libvirt.
         xml: The domain.
-        prefix: Start of the names of builders that an earlier build may have left behind.
+        prefix: Start of the names of builders that an earlier build may have left behind; a generation's name follows.
 
     Raises:
         VmwError: libvirt cannot start it.
     """
     for domain in connection.listAllDomains():
-        if domain.name().startswith(prefix) and is_builder(domain.XMLDesc()):
+        own = domain.name().startswith(prefix) and GENERATION.fullmatch(domain.name().removeprefix(prefix))
+        if own and is_builder(domain.XMLDesc()):
             destroy(domain)
     try:
         return connection.createXML(xml, libvirt.VIR_DOMAIN_START_AUTODESTROY)

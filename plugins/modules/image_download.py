@@ -88,6 +88,9 @@ CURL = ("curl", "--fail", "--location", "--silent", "--show-error", "--connect-t
 CURL_RANGE_ERROR = 33
 """curl's exit status for a server that cannot carry on a download."""
 
+REFUSED = re.compile(r"returned error: 4(?!08|29)\d\d")
+"""curl's words for an answer that stays the same; 408 and 429 ask for patience."""
+
 NETWORK_HINT = "check the network, vmw_base_image_url and vmw_base_image_checksum, then run the same command again"
 
 
@@ -116,22 +119,14 @@ def expected_digest(setting: str, url: str) -> str:
     return digest_in_sums(curl(checksum.sums_url), PurePosixPath(unquote(urlsplit(url).path)).name)
 
 
-def content_length(headers: str) -> int:
-    """Return the size that the last of several responses announces, or 0.
-
-    Args:
-        headers: What ``curl --head --location`` prints.
-    """
-    sizes = re.findall(r"^content-length:\s*(\d+)\s*$", headers, re.IGNORECASE | re.MULTILINE)
-    return int(sizes[-1]) if sizes else 0
-
-
 def remote_size(url: str) -> int:
     """Return the image's size in bytes, or 0 when the server does not tell."""
     try:
-        return content_length(curl("--head", url))
+        # Of the last response: a redirect has a length of its own.
+        length = curl("--head", "--output", "/dev/null", "--write-out", "%header{content-length}", url)
     except VmwError:
         return 0
+    return int(length) if length.isdecimal() else 0
 
 
 def check_space(directory: Path, needed: int) -> None:
@@ -167,7 +162,7 @@ def transfer(url: str, part: Path, total: int, progress: Progress, caller: Calle
             part.unlink()
             continue
         failures = 0 if size_of(part) > before else failures + 1
-        if failures == ATTEMPTS or "The requested URL returned error: 4" in words:
+        if failures == ATTEMPTS or REFUSED.search(words):
             message = f"cannot download {url}: {words or f'curl ended with {status}'}"
             raise VmwError(message, NETWORK_HINT)
         time.sleep(RETRY_SECONDS)

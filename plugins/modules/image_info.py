@@ -55,11 +55,6 @@ generation:
   returned: success
   type: str
   sample: 20261124-093012-5f0c1a9e
-generations:
-  description: Names of all generations, the oldest first.
-  returned: success
-  type: list
-  elements: str
 libvirt_access:
   description: Whether libvirt talks to this process.
   returned: success
@@ -70,7 +65,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
-from ansible_collections.vmw.worktree.plugins.module_utils.image import current_generation, generations, inputs_hash
+from ansible_collections.vmw.worktree.plugins.module_utils.image import current_generation, inputs_hash
 from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 
@@ -94,7 +89,6 @@ def look(module: AnsibleModule) -> dict[str, Any]:
         "changed": False,
         "state_dir": str(state.root.absolute()),
         "generation": current.generation if current else "",
-        "generations": generations(state),
         "libvirt_access": has_access(module.params["libvirt_uri"]),
     }
 

@@ -30,6 +30,7 @@ class Guest:
     def __init__(self, console: Path, *says: str) -> None:
         self.console = console
         self.says = list(says)
+        self.paused = False
 
     def isActive(self) -> int:  # noqa: N802 - libvirt's name
         if not self.says:
@@ -37,6 +38,10 @@ class Guest:
         with self.console.open("a") as handle:
             handle.write(self.says.pop(0))
         return 1
+
+    def state(self) -> list[int]:
+        """Tell libvirt's state and its reason."""
+        return [3, 5] if self.paused else [1, 1]
 
 
 @pytest.fixture
@@ -92,6 +97,14 @@ def test_a_silent_builder_is_given_up(baker: image_bake.Baker) -> None:
     baker.params["silence"] = 0
     with pytest.raises(VmwError, match="printed nothing for"):
         baker.watch(Guest(baker.build.console, *[""] * 1000))
+
+
+def test_a_paused_builder_means_a_full_disk(baker: image_bake.Baker) -> None:
+    guest = Guest(baker.build.console, "vmw-bake: step 1/2 a\n", *[""] * 1000)
+    guest.paused = True
+    with pytest.raises(VmwError, match="'Install the packages': the builder was paused") as caught:
+        baker.watch(guest)
+    assert "make room" in caught.value.hint
 
 
 def test_a_builder_that_does_not_power_off_is_given_up(baker: image_bake.Baker, monkeypatch: pytest.MonkeyPatch) -> None:

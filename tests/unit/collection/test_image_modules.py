@@ -254,7 +254,6 @@ def test_pruning_a_fresh_host_is_nothing(module: Module) -> None:
 def test_info_names_the_current_generation_and_warns_about_other_settings(three_generations: Module) -> None:
     result = three_generations.run("image_info", libvirt_uri="test:///nowhere", inputs={"a": 1})
     assert result["generation"] == NEW
-    assert result["generations"] == [OLD, UNUSED, NEW]
     assert "vmw image build" in str(result["warnings"])
 
 
