@@ -108,6 +108,7 @@ def test_qemu_may_reach_the_users_sockets_and_others_may_not(host: RoleHost) -> 
 def test_apparmor_rules_are_where_libvirts_own_include_them(host: RoleHost) -> None:
     rules = host.run("cat /etc/apparmor.d/abstractions/libvirt-qemu.d/vmw")
     assert "  /run/vmw/*/* rw," in rules.splitlines()
+    assert '"@{HOME}/.config/vmw/images/**" rk,' in rules
     assert "libvirt-qemu.d" in host.run("cat /etc/apparmor.d/abstractions/libvirt-qemu")
 
 
