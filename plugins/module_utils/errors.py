@@ -45,5 +45,11 @@ def run(module: AnsibleModule, function: Callable[[AnsibleModule], dict[str, Any
     except OSError as error:
         hint = {"hint": "make room and run it again"} if error.errno in {errno.ENOSPC, errno.EDQUOT} else {}
         module.fail_json(msg=f"{error.filename or 'the host'}: {error.strerror or error}", code="failed", **hint)
+    except Exception as error:
+        # libvirt's binding may be missing, and so its class; any of its calls can fail when the daemon or the domain goes.
+        if type(error).__name__ != "libvirtError":
+            raise
+        advice = "run the same command again; `vmw doctor` tells whether libvirt is well"
+        module.fail_json(msg=f"libvirt: {error}", code="failed", hint=advice)
     else:
         module.exit_json(**result)

@@ -75,6 +75,7 @@ class Manifest:
     node: str
     claude_code: str
     virtual_size: int
+    guest_user: str
     inputs: str
 
     @classmethod
@@ -171,7 +172,7 @@ def current_generation(state: State) -> Manifest | None:
         disk = state.golden_image.resolve(strict=True)
     except OSError:
         return None
-    return load_manifest(disk.parent)
+    return load_manifest(disk.parent) if disk.parent.parent == state.images.resolve() else None
 
 
 def generations(state: State) -> list[str]:

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.naming import is_name
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State, write_json
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ class Instance:
     bridge: str
     guest_user: str
     uid: int
-    gid: int
     authorized_keys: list[str]
     generation: str
     virt_type: str
@@ -113,6 +112,25 @@ class InstanceFiles:
         """Hold a stanza that a user's own SSH configuration can include."""
         return self.directory / "ssh_config"
 
+    @property
+    def leaving(self) -> Path:
+        """Say, while it is there, that the VM is being removed."""
+        return self.directory / "leaving"
+
+    @property
+    def lock_name(self) -> str:
+        """Name the lock on what is made of this VM, apart from the locks that are no VM's."""
+        return f"vm-{self.name}"
+
+    def made_here(self, file: str) -> bool:
+        """Tell whether a name in the directory is one of ours: a file of this VM, one on the way to be, or a log's older part."""
+        own = (
+            *(self.record, self.disk, self.seed, self.seed_sources, self.domain, self.console, self.host_key),
+            *(self.known_hosts, self.ssh_config, self.leaving),
+        )
+        stems = {path.name for path in own} | {self.disk.stem, self.seed.stem}
+        return any(file == stem or file.startswith((f"{stem}.", f".{stem}.")) for stem in stems)
+
     def exists(self) -> bool:
         """Tell whether a record is there."""
         return self.record.is_file()
@@ -121,8 +139,11 @@ class InstanceFiles:
         """Read the record.
 
         Raises:
-            VmwError: There is no such VM, or its record cannot be read.
+            VmwError: There is no such VM, its record cannot be read, or it is being removed.
         """
+        if self.leaving.exists():
+            message = f"{self.name} is being removed, or was left half removed"
+            raise VmwError(message, f"`vmw destroy {self.name}` finishes it", "conflict")
         try:
             return Instance.from_dict(json.loads(self.record.read_text()))
         except FileNotFoundError as error:
@@ -144,7 +165,7 @@ def files_of(state_dir: str, name: str) -> InstanceFiles:
     Raises:
         VmwError: ``name`` could not be a VM's, so that it never leads out of the instances' directory.
     """
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name):
+    if not is_name(name):
         message = f"there is no VM named {name!r}"
         raise VmwError(message, "`vmw list` shows what there is", "not_found")
     return InstanceFiles(State.at(state_dir), name)

@@ -16,6 +16,11 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _RESERVED = frozenset({"localhost"})
 
 
+def is_name(name: str) -> bool:
+    """Tell whether ``name`` is a DNS label of lower-case letters, digits and hyphens."""
+    return len(name) <= MAX_LENGTH and _LABEL.fullmatch(name) is not None
+
+
 def check_name(name: str) -> str:
     """Return ``name`` when it can name a VM.
 
@@ -25,7 +30,7 @@ def check_name(name: str) -> str:
     Raises:
         VmwError: It is no DNS label of lower-case letters, digits and hyphens.
     """
-    if len(name) > MAX_LENGTH or not _LABEL.fullmatch(name) or name in _RESERVED:
+    if not is_name(name) or name in _RESERVED:
         message = f"{name!r} cannot name a VM"
         hint = f"use 1 to {MAX_LENGTH} lower-case letters, digits and hyphens, with no hyphen at either end"
         raise VmwError(message, hint, "usage")

@@ -126,6 +126,10 @@ WantedBy=sockets.target
 """
 
 
+NO_LINK = '[ "$(realpath -e -- "$1")" = "$1" ]'
+"""Shell command that fails when a path leads over a link, or nowhere."""
+
+
 def service_unit(instance: str, share: ShareSpec, argv: list[str]) -> str:
     """Return the unit of the daemon: a fresh one at each start of the VM, as it serves one connection and exits."""
     return f"""\
@@ -135,6 +139,8 @@ CollectMode=inactive-or-failed
 
 [Service]
 Type=exec
+# bubblewrap would follow a link that somebody has put in the place of a directory on the way.
+ExecStartPre={" ".join(quote(argument) for argument in ("/bin/sh", "-c", NO_LINK, "sh", share.path))}
 ExecStart={" ".join(quote(argument) for argument in argv)}
 LimitNOFILE={OPEN_FILES}
 # A daemon that died cannot be replaced under a running VM: QEMU does not connect again.

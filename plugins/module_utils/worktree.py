@@ -30,15 +30,28 @@ def _check_text(text: str) -> None:
         raise _refuse(message, "rename the directory")
 
 
+PRIVATE = (".config/vmw", ".config/systemd/user", ".ssh", ".gnupg")
+"""Directories below the home whose files vmw or the host run, or that prove who the user is."""
+
+
+def overlap(one: Path, other: Path) -> bool:
+    """Tell whether one of two real paths is, holds or lies in the other."""
+    return one == other or one in other.parents or other in one.parents
+
+
 def _check_place(real: Path, state: Path) -> None:
     """Refuse a directory that shows a guest more than a worktree."""
     home = Path(pwd.getpwuid(os.getuid()).pw_dir).resolve()
     if real == home or real in home.parents:
         message = f"{real} is, or holds, your home directory: a guest must not see your keys"
         raise _refuse(message)
-    if real == state or real in state.parents or state in real.parents:
+    if overlap(real, state):
         message = f"{real} overlaps vmw's own directory {state}"
         raise _refuse(message)
+    for private in (*(home / name for name in PRIVATE), Path("/run/vmw")):
+        if overlap(real, private):
+            message = f"{real} overlaps {private}, which no guest may see or change"
+            raise _refuse(message)
 
 
 def check_worktree(text: str, state_root: Path) -> Path:
@@ -52,7 +65,8 @@ def check_worktree(text: str, state_root: Path) -> Path:
         VmwError: The directory is missing, unreadable or too much of the host to be shared.
     """
     _check_text(text)
-    path = Path(text).expanduser()
+    # Path.expanduser would fail on a `~name` that is no user's and so just a directory's name.
+    path = Path(os.path.expanduser(text))  # noqa: PTH111
     if not path.is_absolute():
         message = f"the path {text!r} is not absolute"
         raise _refuse(message, "the worktree must be given as an absolute path here")
@@ -61,7 +75,8 @@ def check_worktree(text: str, state_root: Path) -> Path:
     except FileNotFoundError as error:
         message = f"{path} does not exist"
         raise _refuse(message, "check the path; `git worktree list` shows a repository's worktrees") from error
-    except (PermissionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
+        # A loop of links is one or the other, depending on Python's release.
         message = f"{path} cannot be reached: {error}"
         raise _refuse(message) from error
     _check_place(real, state_root.resolve())

@@ -433,6 +433,7 @@ class Baker:
             node=facts.node,
             claude_code=facts.claude_code,
             virtual_size=self.params["disk_gib"] << 30,
+            guest_user=str(self.params["settings"].get("GUEST_USER", "")),
             inputs=self.inputs,
         )
         write_json(build.result / "manifest.json", manifest.as_dict(), 0o444)

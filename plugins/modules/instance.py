@@ -22,9 +22,9 @@ attributes:
     description: The record is returned as a whole.
 options:
   state:
-    description: Whether the record exists.
+    description: Whether the record exists. With V(leaving) it does, and nothing is made or started of this VM any more.
     type: str
-    choices: [present, absent]
+    choices: [present, leaving, absent]
     default: present
   state_dir:
     description: vmw's directory on the host.
@@ -33,11 +33,9 @@ options:
   worktree:
     description: The worktree's absolute path. Needed with O(state=present).
     type: str
-    default: ""
   name:
-    description: The VM's name; by default made from the last component of O(worktree).
+    description: The VM's name; with O(state=present) by default made from the last component of O(worktree).
     type: str
-    default: ""
   memory_mib:
     description: Memory of a new VM, in MiB.
     type: int
@@ -94,9 +92,10 @@ warnings:
   elements: str
 """
 
+import contextlib
 import datetime as dt
-import json
 import os
+import re
 import shutil
 import subprocess
 import uuid
@@ -107,6 +106,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.accelerator import virt_type
 from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import EMULATED_VCPUS
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
+from ansible_collections.vmw.worktree.plugins.module_utils.image import Manifest, current_generation
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
     SCHEMA,
     Instance,
@@ -117,45 +117,62 @@ from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
 from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect, find_own_domain
 from ansible_collections.vmw.worktree.plugins.module_utils.naming import check_name, name_for
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State, command, write_file
-from ansible_collections.vmw.worktree.plugins.module_utils.worktree import check_worktree
+from ansible_collections.vmw.worktree.plugins.module_utils.worktree import check_worktree, overlap
 
 SIZES = ("memory_mib", "vcpus", "disk_gib")
 SPARE_BYTES = 1 << 30
 """Free space below which no VM is made: a fresh guest writes a few hundred MB in its first minutes."""
 
+PUBLIC_KEY = re.compile(r"(ssh|ecdsa|sk-ssh|sk-ecdsa)-(?!\S*-cert-)\S+ [A-Za-z0-9+/]+=*( |$)")
+"""A line of a public key file, sshd(8): certificates have a type of their own, and are no keys to log in with."""
+
+USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+"""What useradd(8) takes without --badname."""
+
 MINIMUM = {"memory_mib": 512, "vcpus": 1, "disk_gib": 4}
 
 
 def authorized_keys(ssh_directory: Path) -> list[str]:
-    """Return the public keys that may log in to a new VM: the user's key files, else what the SSH agent holds.
+    """Return the public keys that may log in to a new VM: the user's key files, and what the SSH agent holds.
 
     Raises:
         VmwError: There is no key at all.
     """
-    keys = [path.read_text().strip() for path in sorted(ssh_directory.glob("id_*.pub"))]
-    if not keys:
-        listing = subprocess.run(["ssh-add", "-L"], capture_output=True, text=True, check=False)
-        keys = listing.stdout.strip().splitlines() if listing.returncode == 0 else []
+    texts = [path.read_text(errors="replace") for path in sorted(ssh_directory.glob("id_*.pub"))]
+    agent = subprocess.run(["ssh-add", "-L"], capture_output=True, text=True, errors="replace", check=False)
+    texts += [agent.stdout] if agent.returncode == 0 else []
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    keys = list(dict.fromkeys(line for line in lines if PUBLIC_KEY.match(line)))
     if not keys:
         message = f"there is no SSH public key in {ssh_directory} and none in an SSH agent"
         raise VmwError(message, "make one with `ssh-keygen -t ed25519`", "host_not_ready")
     return keys
 
 
-def current_generation(state: State) -> str:
-    """Return the name of the golden image's current generation.
+def golden_image(state: State, guest_user: str) -> Manifest:
+    """Return the golden image's current generation.
+
+    Args:
+        state: The state directory's layout.
+        guest_user: The user that the guest is to have.
 
     Raises:
-        VmwError: There is none yet.
+        VmwError: There is none yet, or it was made for another user.
     """
-    disk = state.golden_image.resolve()
-    if not disk.is_file() or disk.parent.parent != state.images.resolve():
+    if guest_user == "root" or not USER_NAME.fullmatch(guest_user):
+        message = f"{guest_user!r} cannot be the guest's user"
+        raise VmwError(message, "vmw_guest_user has lower-case letters, digits, - and _, and is not root", "usage")
+    manifest = current_generation(state)
+    if manifest is None:
         message = "there is no golden image yet"
         raise VmwError(message, "build it with `vmw image build`, or set up everything with `vmw host`", "host_not_ready")
-    return disk.parent.name
+    if manifest.guest_user != guest_user:
+        message = f"the golden image was made for the user {manifest.guest_user!r}, and vmw_guest_user is {guest_user!r}"
+        raise VmwError(message, "`vmw image build` makes one for that user", "host_not_ready")
+    return manifest
 
 
-def check_disk(state: State, generation: str, disk_gib: int) -> None:
+def check_disk(state: State, manifest: Manifest, disk_gib: int) -> None:
     """Refuse a disk that has no room on the host, or would cut off the golden image's file system.
 
     Raises:
@@ -167,8 +184,7 @@ def check_disk(state: State, generation: str, disk_gib: int) -> None:
     if free < SPARE_BYTES:
         message = f"only {free >> 20} MiB are free on the file system of {place}, and a new VM needs 1 GiB"
         raise VmwError(message, "make room: `vmw list` shows the VMs' disks, `vmw image prune` removes old images")
-    manifest = state.images / generation / "manifest.json"
-    image_gib = int(json.loads(manifest.read_text())["virtual_size"]) >> 30
+    image_gib = manifest.virtual_size >> 30
     if disk_gib < image_gib:
         message = f"a disk of {disk_gib} GiB is smaller than the golden image's, which has {image_gib} GiB"
         raise VmwError(message, "ask for more, or build a smaller image: `vmw_disk_gib` is its size", "usage")
@@ -180,8 +196,8 @@ def new_record(parameters: dict[str, Any], state: State, worktree: Path, name: s
         if parameters[size] < MINIMUM[size]:
             message = f"{size} is {parameters[size]}, and at least {MINIMUM[size]} are needed"
             raise VmwError(message, "ask for a larger VM", "usage")
-    generation = current_generation(state)
-    check_disk(state, generation, parameters["disk_gib"])
+    manifest = golden_image(state, parameters["guest_user"])
+    check_disk(state, manifest, parameters["disk_gib"])
     identity = uuid.uuid4()
     # 52:54:00 is the prefix of QEMU's and libvirt's own addresses.
     mac = ":".join(("52", "54", "00", *(f"{byte:02x}" for byte in identity.bytes[-3:])))
@@ -198,9 +214,8 @@ def new_record(parameters: dict[str, Any], state: State, worktree: Path, name: s
         bridge=parameters["bridge"],
         guest_user=parameters["guest_user"],
         uid=os.getuid(),
-        gid=os.getgid(),
         authorized_keys=authorized_keys(Path("~/.ssh").expanduser()),
-        generation=generation,
+        generation=manifest.generation,
         virt_type=virt_type(parameters["virt_type"]),
         libvirt_uri=parameters["libvirt_uri"],
     )
@@ -229,6 +244,10 @@ def existing_record(state: State, worktree: Path, name: str) -> Instance | None:
         if instance.name == wanted:
             message = f"the VM {wanted!r} belongs to {instance.worktree}, so {worktree} cannot use that name"
             raise VmwError(message, f"choose another: `vmw spawn {worktree} --name {wanted}-2`", "conflict")
+        if overlap(Path(instance.worktree), worktree):
+            # Whoever can write the outer one could put a link in the place of the inner one.
+            message = f"{worktree} overlaps {instance.worktree}, which the VM {instance.name!r} can change"
+            raise VmwError(message, f"worktrees beside each other work; `vmw destroy {instance.name}` frees it", "conflict")
     return None
 
 
@@ -247,12 +266,18 @@ def refuse_remains(files: InstanceFiles, *, has_domain: bool) -> None:
 def write_identity(files: InstanceFiles, instance: Instance) -> bool:
     """Make the SSH host key, pin it, and write the SSH stanza; return whether anything changed."""
     changed = False
-    if not files.host_key.is_file():
-        key = str(files.host_key)
-        command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"{instance.name} host key", "-f", key)
-        files.host_key.with_suffix(".pub").chmod(0o600)
+    public_key = files.host_key.with_suffix(".pub")
+    if not files.host_key.is_file() or not public_key.is_file():
+        partial = files.host_key.with_suffix(".partial")
+        for path in (partial, partial.with_suffix(".partial.pub")):
+            path.unlink(missing_ok=True)
+        command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"{instance.name} host key", "-f", str(partial))
+        partial.with_suffix(".partial.pub").chmod(0o600)
+        # The private one comes last: a run that is interrupted before leaves none, and the next one makes both anew.
+        partial.with_suffix(".partial.pub").replace(public_key)
+        partial.replace(files.host_key)
         changed = True
-    public = files.host_key.with_suffix(".pub").read_text().split()
+    public = public_key.read_text().split()
     changed |= write_file(files.known_hosts, f"{instance.name} {public[0]} {public[1]}\n", 0o600)
     stanza = (
         f"Host {instance.name} {instance.name}.local",
@@ -265,14 +290,18 @@ def write_identity(files: InstanceFiles, instance: Instance) -> bool:
     return changed | write_file(files.ssh_config, "\n".join(stanza) + "\n", 0o600)
 
 
-def present(module: AnsibleModule, state: State) -> dict[str, Any]:
+def present(module: AnsibleModule) -> dict[str, Any]:
     """Find or make the record."""
     parameters = module.params
+    state = State.at(parameters["state_dir"])
     worktree = check_worktree(parameters["worktree"], state.root)
     name = check_name(parameters["name"]) if parameters["name"] else ""
-    with state.lock("instances"):
+    with contextlib.nullcontext() if module.check_mode else state.lock("instances"):
         instance = existing_record(state, worktree, name)
         files = InstanceFiles(state, instance.name if instance else name or name_for(worktree.name))
+        if files.leaving.exists():
+            # Says so.
+            files.load()
         connection = connect(instance.libvirt_uri if instance else parameters["libvirt_uri"])
         domain = find_own_domain(connection, files.name, str(files.record))
         if instance is None:
@@ -291,26 +320,56 @@ def present(module: AnsibleModule, state: State) -> dict[str, Any]:
             for size in SIZES:
                 if parameters[size] != getattr(instance, size):
                     module.warn(
-                        f"{instance.name} keeps {size} {getattr(instance, size)}: sizes apply when a VM is made; "
-                        f"destroy it to spawn it anew"
+                        f"{instance.name} was made with {size} {getattr(instance, size)} and keeps it; "
+                        f"{parameters[size]} applies to new VMs"
                     )
         if not module.check_mode:
             changed |= write_identity(files, instance)
     return {"changed": changed, "instance": instance.as_dict()}
 
 
+def check_ours(files: InstanceFiles) -> None:
+    """Refuse to remove what is not ours.
+
+    Raises:
+        VmwError: The directory is a link, or somebody else's files are in it.
+    """
+    hint = f"move it away, then run `vmw destroy {files.name}` again"
+    if files.directory.is_symlink():
+        message = f"{files.directory} is a link, and vmw removes only what it made"
+        raise VmwError(message, hint, "conflict")
+    strange = sorted(entry.name for entry in files.directory.glob("*") if not files.made_here(entry.name))
+    if strange:
+        message = f"{files.directory} holds what vmw did not make: {', '.join(strange)}"
+        raise VmwError(message, hint, "conflict")
+
+
+def leaving(module: AnsibleModule) -> dict[str, Any]:
+    """Have nobody start or complete a VM that is about to be removed."""
+    files = files_of(module.params["state_dir"], module.params["name"])
+    check_ours(files)
+    changed = files.directory.is_dir() and not files.leaving.exists()
+    if changed and not module.check_mode:
+        with files.state.lock("instances"):
+            files.leaving.touch()
+    return {"changed": changed}
+
+
 def absent(module: AnsibleModule) -> dict[str, Any]:
     """Remove the record and its directory."""
     files = files_of(module.params["state_dir"], module.params["name"])
+    check_ours(files)
     changed = files.directory.is_dir()
     if changed and not module.check_mode:
         # The record goes last, so that an interrupted removal is still known to `vmw list` and `vmw destroy`.
+        last = (files.record, files.leaving)
         for entry in files.directory.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry != files.record:
+            elif entry not in last:
                 entry.unlink()
-        files.record.unlink(missing_ok=True)
+        for path in last:
+            path.unlink(missing_ok=True)
         files.directory.rmdir()
     return {"changed": changed}
 
@@ -319,10 +378,10 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "state": {"type": "str", "choices": ["present", "leaving", "absent"], "default": "present"},
             "state_dir": {"type": "str", "required": True},
-            "worktree": {"type": "str", "default": ""},
-            "name": {"type": "str", "default": ""},
+            "worktree": {"type": "str"},
+            "name": {"type": "str"},
             "memory_mib": {"type": "int"},
             "vcpus": {"type": "int"},
             "disk_gib": {"type": "int"},
@@ -332,15 +391,14 @@ def main() -> None:
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
         },
         required_if=[
-            ("state", "present", ["memory_mib", "vcpus", "disk_gib", "bridge", "guest_user"]),
+            ("state", "present", ["worktree", "memory_mib", "vcpus", "disk_gib", "bridge", "guest_user"]),
+            ("state", "leaving", ["name"]),
             ("state", "absent", ["name"]),
         ],
         supports_check_mode=True,
     )
-    if module.params["state"] == "absent":
-        run(module, absent)
-    else:
-        run(module, lambda module: present(module, State.at(module.params["state_dir"])))
+    work = {"present": present, "leaving": leaving, "absent": absent}
+    run(module, work[module.params["state"]])
 
 
 if __name__ == "__main__":

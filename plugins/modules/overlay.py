@@ -58,7 +58,7 @@ def make(module: AnsibleModule) -> dict[str, Any]:
         message = f"the golden image {instance.generation}, which {instance.name} is a clone of, is gone"
         raise VmwError(message, f"its disk is lost: `vmw destroy {instance.name}` and spawn it anew")
     # Two spawns of one worktree at once must not replace each other's disk.
-    with files.state.lock(files.name):
+    with files.state.lock(files.lock_name):
         changed = not files.disk.exists()
         if changed:
             partial = files.disk.with_suffix(".partial")

@@ -84,9 +84,11 @@ def write(files: InstanceFiles, user_data: dict[str, Any], network_config: dict[
     """Write the sources, and the image when they changed."""
     contents = sources(files, user_data, network_config)
     files.seed_sources.mkdir(mode=0o700, exist_ok=True)
-    changed = not files.seed.is_file()
     for name, content in contents.items():
-        changed |= write_file(files.seed_sources / name, content, 0o600)
+        write_file(files.seed_sources / name, content, 0o600)
+    # An earlier run may have been interrupted after the sources.
+    newest = max((files.seed_sources / name).stat().st_mtime_ns for name in contents)
+    changed = not files.seed.is_file() or files.seed.stat().st_mtime_ns < newest
     if changed:
         partial = files.seed.with_suffix(".partial")
         command(
@@ -102,12 +104,21 @@ def write(files: InstanceFiles, user_data: dict[str, Any], network_config: dict[
     return {"changed": changed, "path": str(files.seed)}
 
 
+def is_stale(module: AnsibleModule, files: InstanceFiles) -> bool:
+    """Tell whether there is no seed, or one of other contents."""
+    if not files.seed.is_file() or not files.exists():
+        return True
+    contents = sources(files, module.params["user_data"], module.params["network_config"])
+    places = ((files.seed_sources / name, content) for name, content in contents.items())
+    return any(not path.is_file() or path.read_text() != content for path, content in places)
+
+
 def make(module: AnsibleModule) -> dict[str, Any]:
     """Make the seed, or say what would be made."""
     files = files_of(module.params["state_dir"], module.params["name"])
     if module.check_mode:
-        return {"changed": not files.seed.is_file(), "path": str(files.seed)}
-    with files.state.lock(files.name):
+        return {"changed": is_stale(module, files), "path": str(files.seed)}
+    with files.state.lock(files.lock_name):
         return write(files, module.params["user_data"], module.params["network_config"])
 
 

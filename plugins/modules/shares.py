@@ -36,10 +36,10 @@ options:
     type: str
     default: ""
   shares:
-    description: The shares. Needed with O(state=present).
+    description: The shares.
     type: list
     elements: dict
-    default: []
+    required: true
     suboptions:
       tag:
         description: The name by which the guest mounts it.
@@ -121,6 +121,32 @@ def loaded_units(units: list[str]) -> list[str]:
     return [row[0] for row in rows if row[1:3] != ["not-found", "inactive"]]
 
 
+def spec_of(share: dict[str, Any], name: str) -> ShareSpec:
+    """Return a share as its daemon serves it.
+
+    Args:
+        share: The module's parameters of one share.
+        name: The VM.
+
+    Raises:
+        VmwError: The directory is gone, or a link stands in its way.
+    """
+    path = Path(share["path"]).expanduser()
+    try:
+        real = path.resolve(strict=True)
+        missing = not real.is_dir()
+    except (OSError, RuntimeError):
+        missing = True
+    if missing:
+        message = f"the directory {path}, which {name} shares, is gone"
+        raise VmwError(message, f"bring it back, or remove the VM with `vmw destroy {name}`")
+    if real != path and not share["read_only"]:
+        # A guest may have put it there, to be shown what the link leads to.
+        message = f"{path}, which {name} shares, leads to {real} now"
+        raise VmwError(message, f"put the directory itself back there, or remove the VM with `vmw destroy {name}`", "conflict")
+    return ShareSpec(share["tag"], str(real), share["read_only"])
+
+
 def write_units(name: str, runtime_dir: str, shares: list[ShareSpec], *, check_mode: bool) -> bool:
     """Write the units' files and return whether any changed."""
     binary = find_virtiofsd()
@@ -144,27 +170,25 @@ def present(module: AnsibleModule) -> dict[str, Any]:
     """Write the units and have the sockets listen."""
     name = module.params["name"]
     runtime_dir = runtime_directory(module)
-    shares = [
-        ShareSpec(share["tag"], str(Path(share["path"]).expanduser()), share["read_only"]) for share in module.params["shares"]
-    ]
+    shares = [spec_of(share, name) for share in module.params["shares"]]
     sockets = {share.tag: socket_path(runtime_dir, name, share) for share in shares}
     if module.check_mode and not Path(runtime_dir).is_dir():
         return {"changed": True, "sockets": sockets}
     if not os.access(runtime_dir, os.W_OK):
         message = f"{runtime_dir} is missing or not yours"
         raise VmwError(message, "run `vmw host` to set up this machine", "host_not_ready")
-    for share in shares:
-        if not Path(share.path).is_dir():
-            message = f"the directory {share.path}, which {name} shares, is gone"
-            raise VmwError(message, f"bring it back, or remove the VM with `vmw destroy {name}`")
     changed = write_units(name, runtime_dir, shares, check_mode=module.check_mode)
     if module.check_mode:
         return {"changed": changed, "sockets": sockets}
-    units = [f"{unit_name(name, share)}.socket" for share in shares]
-    if changed:
+    listening = [f"{unit_name(name, share)}.socket" for share in shares]
+    units = [unit for socket in listening for unit in (socket, socket.replace(".socket", ".service"))]
+    # An earlier run may have been interrupted between the files and the reload.
+    if "NeedDaemonReload=yes" in systemctl("show", "--property=NeedDaemonReload", *units):
         systemctl("daemon-reload")
-    if changed or not all(Path(path).is_socket() for path in sockets.values()):
-        systemctl("enable", "--now", *units)
+        changed = True
+    active = systemctl("show", "--property=ActiveState", *listening).split()
+    if changed or active != ["ActiveState=active"] * len(listening) or not all(map(os.path.exists, sockets.values())):
+        systemctl("enable", "--now", *listening)
         changed = True
     return {"changed": changed, "sockets": sockets}
 
@@ -206,9 +230,8 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "name": {"type": "str", "required": True},
             "runtime_dir": {"type": "str", "default": ""},
-            "shares": {"type": "list", "elements": "dict", "options": share, "default": []},
+            "shares": {"type": "list", "elements": "dict", "options": share, "required": True},
         },
-        required_if=[("state", "present", ["shares"])],
         supports_check_mode=True,
     )
     run(module, absent if module.params["state"] == "absent" else present)

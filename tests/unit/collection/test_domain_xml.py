@@ -35,7 +35,6 @@ def record() -> dict[str, Any]:
         "bridge": "br0",
         "guest_user": "claude",
         "uid": 1234,
-        "gid": 1234,
         "authorized_keys": ["ssh-ed25519 AAAA dev@host"],
         "generation": "g",
         "virt_type": "kvm",

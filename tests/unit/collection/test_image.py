@@ -49,6 +49,7 @@ def manifest(generation: str) -> Manifest:
         node="24.11.1",
         claude_code="2.1.330",
         virtual_size=20 << 30,
+        guest_user="claude",
         inputs="abc",
     )
 

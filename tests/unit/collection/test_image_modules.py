@@ -210,6 +210,7 @@ def generation(state_dir: Path, name: str) -> None:
                 "node": "",
                 "claude_code": "",
                 "virtual_size": 1,
+                "guest_user": "claude",
                 "inputs": "other",
             }
         )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.image import BaseImage, Manifest
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
     Instance,
     InstanceFiles,
@@ -18,6 +20,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 from ansible_collections.vmw.worktree.plugins.modules import instance as module
 
+GENERATION = "20261124-093012-5f0c1a9e"
 SIZES = {"memory_mib": 4096, "vcpus": 4, "disk_gib": 20}
 PARAMETERS: dict[str, Any] = {
     **SIZES,
@@ -35,10 +38,24 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh" / "id_ed25519.pub").write_text("ssh-ed25519 AAAA dev@host\n")
     state = State(tmp_path / "vmw")
-    (state.images / "g1").mkdir(parents=True)
-    (state.images / "g1" / "disk.qcow2").touch()
-    (state.images / "g1" / "manifest.json").write_text(json.dumps({"virtual_size": 10 << 30}))
-    state.golden_image.symlink_to("images/g1/disk.qcow2")
+    (state.images / GENERATION).mkdir(parents=True)
+    (state.images / GENERATION / "disk.qcow2").touch()
+    manifest = Manifest(
+        schema=1,
+        generation=GENERATION,
+        created="2026-11-24T09:30:12+00:00",
+        base_image=BaseImage("http://x", "0" * 128),
+        debian="12",
+        kernel="6.1.0",
+        cmdline="root=x",
+        node="24.0.0",
+        claude_code="1.0.0",
+        virtual_size=10 << 30,
+        guest_user="claude",
+        inputs="0",
+    )
+    (state.images / GENERATION / "manifest.json").write_text(json.dumps(manifest.as_dict()))
+    state.golden_image.symlink_to(f"images/{GENERATION}/disk.qcow2")
     return state
 
 
@@ -69,7 +86,7 @@ def test_a_new_record_has_an_identity_of_its_own(state: State) -> None:
     assert first.uuid != second.uuid
     assert first.mac != second.mac
     assert re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}", first.mac)
-    assert first.generation == "g1"
+    assert first.generation == GENERATION
     assert first.authorized_keys == ["ssh-ed25519 AAAA dev@host"]
 
 
@@ -123,7 +140,7 @@ def test_a_full_disk_is_said_before_anything_is_made(state: State, monkeypatch: 
 def test_no_golden_image_is_said(state: State) -> None:
     state.golden_image.unlink()
     with pytest.raises(VmwError) as caught:
-        module.current_generation(state)
+        module.golden_image(state, "claude")
     assert caught.value.code == "host_not_ready"
 
 
@@ -132,7 +149,88 @@ def test_a_golden_image_elsewhere_is_not_ours(state: State, tmp_path: Path) -> N
     state.golden_image.unlink()
     state.golden_image.symlink_to(tmp_path / "disk.qcow2")
     with pytest.raises(VmwError):
-        module.current_generation(state)
+        module.golden_image(state, "claude")
+
+
+@pytest.mark.parametrize(("user", "code"), [("root", "usage"), ("A b", "usage"), ("-x", "usage"), ("agent", "host_not_ready")])
+def test_a_user_that_the_golden_image_was_not_made_for_is_refused(state: State, user: str, code: str) -> None:
+    with pytest.raises(VmwError) as caught:
+        module.new_record({**PARAMETERS, "guest_user": user}, state, Path("/w"), "w")
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "ssh-ed25519-cert-v01@openssh.com AAAA me\n", "# a comment\n", "-----BEGIN-----\n"])
+def test_what_cannot_log_in_is_no_key(state: State, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    directory = state.root.parent / ".ssh"
+    (directory / "id_x.pub").write_text(text)
+    assert module.authorized_keys(directory) == ["ssh-ed25519 AAAA dev@host"]
+    (directory / "id_ed25519.pub").unlink()
+    with pytest.raises(VmwError):
+        module.authorized_keys(directory)
+
+
+@pytest.mark.parametrize("worktree", ["/one/w/worktrees/x", "/one"])
+def test_a_worktree_that_another_vm_can_change_is_refused(state: State, worktree: str) -> None:
+    saved(state, "/one/w", "w")
+    with pytest.raises(VmwError) as caught:
+        module.existing_record(state, Path(worktree), "x")
+    assert caught.value.code == "conflict"
+    assert "/one/w" in caught.value.message
+    assert worktree in caught.value.message
+    assert module.existing_record(state, Path("/one/w2"), "x") is None
+
+
+def test_a_vm_that_is_leaving_is_not_started_again(state: State) -> None:
+    saved(state, "/w", "w")
+    files = InstanceFiles(state, "w")
+    assert files.load().name == "w"
+    files.leaving.touch()
+    with pytest.raises(VmwError) as caught:
+        files.load()
+    assert caught.value.code == "conflict"
+    assert "vmw destroy w" in caught.value.hint
+
+
+class Call:
+    """Stand for the module's side of Ansible."""
+
+    check_mode = False
+
+    def __init__(self, state: State, name: str) -> None:
+        self.params = {"state_dir": str(state.root), "name": name}
+
+
+def test_removal_takes_what_was_made_here_and_the_record_last(state: State) -> None:
+    saved(state, "/w", "w")
+    files = InstanceFiles(state, "w")
+    for path in (files.disk, files.console, files.directory / "console.log.0", files.directory / "disk.partial"):
+        path.touch()
+    files.seed_sources.mkdir()
+    (files.seed_sources / "user-data").touch()
+    assert module.leaving(Call(state, "w")) == {"changed": True}
+    assert module.leaving(Call(state, "w")) == {"changed": False}
+    assert module.absent(Call(state, "w")) == {"changed": True}
+    assert not files.directory.exists()
+    assert module.absent(Call(state, "w")) == {"changed": False}
+
+
+def test_removal_refuses_what_was_not_made_here(state: State, tmp_path: Path) -> None:
+    saved(state, "/w", "w")
+    files = InstanceFiles(state, "w")
+    (files.directory / "notes.txt").touch()
+    for work in (module.leaving, module.absent):
+        with pytest.raises(VmwError, match=r"notes\.txt") as caught:
+            work(Call(state, "w"))
+        assert caught.value.code == "conflict"
+    assert files.record.exists()
+    elsewhere = tmp_path / "precious"
+    elsewhere.mkdir()
+    (elsewhere / "disk.qcow2").touch()
+    (state.instances / "x").symlink_to(elsewhere)
+    with pytest.raises(VmwError, match="is a link"):
+        module.absent(Call(state, "x"))
+    assert (elsewhere / "disk.qcow2").exists()
 
 
 def test_no_key_at_all_is_said_with_the_way_out(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +267,18 @@ def test_the_host_key_is_made_once_and_pinned(state: State) -> None:
     public = files.host_key.with_suffix(".pub").read_text().split()
     assert files.known_hosts.read_text().split() == ["w", *public[:2]]
     assert "HostKeyAlias w" in files.ssh_config.read_text()
+
+
+def test_half_a_host_key_is_made_anew(state: State) -> None:
+    instance = saved(state, "/w", "w")
+    files = InstanceFiles(state, "w")
+    module.write_identity(files, instance)
+    files.host_key.unlink()
+    assert module.write_identity(files, instance)
+    files.host_key.with_suffix(".pub").unlink()
+    assert module.write_identity(files, instance)
+    private = subprocess.run(["ssh-keygen", "-y", "-f", files.host_key], capture_output=True, text=True, check=True)
+    assert private.stdout.split()[:2] == files.known_hosts.read_text().split()[1:]
 
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "", ".", "a\n", "A"])

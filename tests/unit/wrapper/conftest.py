@@ -63,7 +63,6 @@ def make_vm(home: Path) -> Callable[..., Path]:
             "bridge": "br0",
             "guest_user": "claude",
             "uid": 1000,
-            "gid": 1000,
             "authorized_keys": [],
             "generation": "20261120-1",
             "virt_type": "kvm",
