@@ -17,6 +17,9 @@ try:
 except ImportError:
     libvirt = None
 
+PAUSED_BY_IO_ERROR = (3, 5)
+"""VIR_DOMAIN_PAUSED and VIR_DOMAIN_PAUSED_IOERROR of libvirt-domain.h."""
+
 GROUP = "libvirt"
 """Group whose members may use system libvirt, on every distribution that we know."""
 
@@ -87,6 +90,15 @@ def find_own_domain(connection: Any, name: str, record: str) -> Any:  # noqa: AN
         message = f"libvirt already has a domain named {name!r}, which {whose}"
         raise VmwError(message, "choose another name with `--name` (the playbook's `vmw_name`)", "conflict")
     return domain
+
+
+def is_out_of_space(domain: Any) -> bool:  # noqa: ANN401
+    """Tell whether QEMU stopped a domain that could not write: libvirt's error_policy is enospace."""
+    try:
+        return tuple(domain.state()) == PAUSED_BY_IO_ERROR
+    except libvirt.libvirtError:
+        # It has just ended, which the next look finds.
+        return False
 
 
 def is_running(domain: Any) -> bool:  # noqa: ANN401

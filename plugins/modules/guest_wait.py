@@ -28,14 +28,12 @@ options:
     choices: [address, ssh, shares, "off"]
     required: true
   address:
-    description: The guest's address, as an earlier wait returned it. Needed with O(phase=ssh).
+    description: The guest's address, as an earlier wait returned it, to be returned again with O(phase=shares).
     type: str
-    default: ""
   mountpoints:
     description: The directories in the guest that must be mounted. Needed with O(phase=shares).
     type: list
     elements: str
-    default: []
   timeout:
     description: How long to wait, in seconds.
     type: int
@@ -61,10 +59,14 @@ instance:
   type: dict
 """
 
+import contextlib
+import ipaddress
 import json
 import socket
 import subprocess
 import time
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
@@ -74,6 +76,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.instance import Insta
 from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import (
     connect,
     find_own_domain,
+    is_out_of_space,
     is_running,
 )
 
@@ -83,6 +86,7 @@ try:
 except ImportError:
     libvirt = libvirt_qemu = None
 
+IPV4 = 4
 POLL_SECONDS = 0.1
 AGENT_TIMEOUT_SECONDS = 5
 SSH_PORT = 22
@@ -95,51 +99,91 @@ def _ipv4(interfaces: dict[str, Any], mac: str) -> str:
         if (interface.get("hwaddr") or "").lower() != mac:
             continue
         for address in interface.get("addrs") or []:
-            if address["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4 and not address["addr"].startswith("169.254."):
-                return str(address["addr"])
+            # The agent's words are the guest's.
+            with contextlib.suppress(ValueError):
+                parsed = ipaddress.ip_address(address["addr"])
+                if parsed.version == IPV4 and not (parsed.is_link_local or parsed.is_loopback or parsed.is_multicast):
+                    return str(parsed)
     return ""
 
 
-def guest_address(domain: Any, mac: str) -> str:  # noqa: ANN401
-    """Return the guest's IPv4 address, from its agent or from the host's neighbour table, or an empty string."""
-    for source in (
-        libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT,
-        libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_ARP,
-    ):
+class Answer(Enum):
+    """What an address says on SSH's port."""
+
+    NOTHING = "nothing"
+    OTHER = "another machine's host key"
+    OWN = "the VM's host key"
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """A guest's IPv4 addresses, empty where not known.
+
+    Attributes:
+        agent: What the guest's agent tells.
+        neighbour: What the host's neighbour table has, perhaps of the time before the guest's last start.
+    """
+
+    agent: str
+    neighbour: str
+
+    def all(self) -> list[str]:
+        """Return those that are known, the agent's first."""
+        return list(dict.fromkeys(address for address in (self.agent, self.neighbour) if address))
+
+
+def guest_addresses(domain: Any, mac: str) -> Addresses:  # noqa: ANN401
+    """Look up a guest's addresses."""
+
+    def ask(source: int) -> str:
         try:
-            address = _ipv4(domain.interfaceAddresses(source, 0), mac)
+            return _ipv4(domain.interfaceAddresses(source, 0), mac)
         except libvirt.libvirtError:
-            continue
-        if address:
-            return address
-    return ""
+            return ""
+
+    return Addresses(
+        agent=ask(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT),
+        neighbour=ask(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_ARP),
+    )
 
 
-def ssh_answers(address: str, host_key: str) -> bool:
+def ssh_answer(address: str, host_key: str) -> Answer:
     """Tell whether the SSH server at ``address`` shows the host key that was made for this VM.
 
     Args:
         address: The guest's address.
         host_key: The public key: its type and its base64 text.
-
-    Raises:
-        VmwError: Another key is shown.
     """
     try:
         with socket.create_connection((address, SSH_PORT), timeout=1) as connection:
             connection.settimeout(5)
             if not connection.recv(4).startswith(b"SSH-"):
-                return False
+                return Answer.NOTHING
     except OSError:
-        return False
+        return Answer.NOTHING
     scan = subprocess.run(["ssh-keyscan", "-t", "ed25519", "-T", "10", address], capture_output=True, text=True, check=False)
     shown = [" ".join(line.split()[1:3]) for line in scan.stdout.splitlines() if not line.startswith("#")]
     if not shown:
-        return False
-    if host_key not in shown:
-        message = f"the SSH server at {address} does not show the host key of this VM"
+        return Answer.NOTHING
+    return Answer.OWN if host_key in shown else Answer.OTHER
+
+
+def ssh_address(addresses: Addresses, host_key: str) -> str:
+    """Return the address at which the VM's own SSH server answers, or an empty string while none does.
+
+    Args:
+        addresses: Where to look.
+        host_key: The public key: its type and its base64 text.
+
+    Raises:
+        VmwError: Another machine answers at the address that the guest says it has.
+    """
+    answers = {address: ssh_answer(address, host_key) for address in addresses.all()}
+    own = [address for address, answer in answers.items() if answer is Answer.OWN]
+    if not own and answers.get(addresses.agent) is Answer.OTHER:
+        message = f"the SSH server at {addresses.agent} does not show the host key of this VM"
         raise VmwError(message, "another machine may have taken the address; see the console log")
-    return True
+    return own[0] if own else ""
 
 
 def agent_status(domain: Any, *argv: str) -> int | None:  # noqa: ANN401
@@ -170,7 +214,7 @@ def shares_mounted(domain: Any, mountpoints: list[str]) -> bool:  # noqa: ANN401
 
 CAUSES = {
     "address": "the guest did not boot, or got no DHCP lease on the bridge",
-    "ssh": "the guest's SSH server did not start, or a firewall on the host stands between",
+    "ssh": "the guest's SSH server did not start, another machine has its address, or a firewall on the host stands between",
     "shares": "cloud-init did not finish, or virtiofsd ended (`vmw logs` shows its journal)",
     "off": "the guest does not obey the power button; `vmw stop --force` switches it off",
 }
@@ -196,13 +240,17 @@ def wait(files: InstanceFiles, phase: str, timeout: int, find: Callable[[], Any]
         if phase != "off" and not is_running(domain):
             message = f"{files.name} went off while vmw waited for its {phase}"
             raise VmwError(message, "the console log may tell why; `vmw start` tries again", log=log)
+        if phase != "off" and is_out_of_space(domain):
+            message = f"{files.name} was paused while vmw waited for its {phase}, as QEMU does when the host's disk is full"
+            raise VmwError(message, f"make room on the host, then `virsh resume {files.name}`", log=log)
         found = done(domain)
         if found:
             return found
         cause = trouble(read_console(files.console)) if phase != "off" else ""
         if cause:
             message = f"{files.name} cannot reach the phase {phase!r}: {cause}"
-            raise VmwError(message, f"`vmw destroy {files.name}` and spawn it anew", log=log)
+            hint = f"the console log tells more; `vmw stop {files.name} --force` and `vmw start {files.name}` try again"
+            raise VmwError(message, hint, log=log)
         if time.monotonic() >= deadline:
             message = f"{files.name} did not reach the phase {phase!r} in {timeout} s"
             raise VmwError(message, CAUSES[phase], log=log)
@@ -223,16 +271,17 @@ def wait_for_phase(module: AnsibleModule) -> dict[str, Any]:
 
     def done(domain: Any) -> str:  # noqa: ANN401
         if phase == "address":
-            return guest_address(domain, instance.mac)
+            return next(iter(guest_addresses(domain, instance.mac).all()), "")
         if phase == "ssh":
             host_key = " ".join(files.host_key.with_suffix(".pub").read_text().split()[:2])
-            return "yes" if ssh_answers(module.params["address"], host_key) else ""
+            # Looked up anew: the one that was found first may be of the time before this start.
+            return ssh_address(guest_addresses(domain, instance.mac), host_key)
         if phase == "shares":
             return "yes" if shares_mounted(domain, module.params["mountpoints"]) else ""
         return "" if is_running(domain) else "yes"
 
     found = wait(files, phase, module.params["timeout"], find, done)
-    address = found if phase == "address" else module.params["address"]
+    address = found if phase in {"address", "ssh"} else module.params["address"] or ""
     state = "shut off" if phase == "off" else "running"
     return {"changed": False, "address": address, "instance": {**instance.as_dict(), "address": address, "state": state}}
 
@@ -244,11 +293,11 @@ def main() -> None:
             "state_dir": {"type": "str", "required": True},
             "name": {"type": "str", "required": True},
             "phase": {"type": "str", "choices": ["address", "ssh", "shares", "off"], "required": True},
-            "address": {"type": "str", "default": ""},
-            "mountpoints": {"type": "list", "elements": "str", "default": []},
+            "address": {"type": "str"},
+            "mountpoints": {"type": "list", "elements": "str"},
             "timeout": {"type": "int", "default": 180},
         },
-        required_if=[("phase", "ssh", ["address"]), ("phase", "shares", ["mountpoints"])],
+        required_if=[("phase", "shares", ["mountpoints"])],
         supports_check_mode=True,
     )
     run(module, wait_for_phase)

@@ -176,7 +176,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.image_builder import 
     settings_file,
     unpack_handover,
 )
-from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect
+from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect, is_out_of_space
 from ansible_collections.vmw.worktree.plugins.module_utils.state import (
     State,
     command,
@@ -206,9 +206,6 @@ NEEDED_BYTES = 5 << 30
 
 NETWORK_HINT = "look at the whole console in the log; is the network behind the bridge up?"
 FULL_DISK_HINT = "make room on the file system of the golden images, then run the same command again"
-DOMAIN_PAUSED = 3
-"""VIR_DOMAIN_PAUSED of libvirt-domain.h."""
-
 POLL_SECONDS = 1.0
 POWER_OFF_SECONDS = 60.0
 CHUNK_BYTES = 1 << 20
@@ -364,7 +361,7 @@ class Baker:
                 self.tell(told, self.title(told))
             if console.failed:
                 raise self.failure(console, console.reason)
-            if alive and is_paused(domain):
+            if alive and is_out_of_space(domain):
                 raise self.failure(console, "the builder was paused, as QEMU does when it cannot write", FULL_DISK_HINT)
             if not alive and not chunk:
                 if console.done:
@@ -546,15 +543,6 @@ def is_active(domain: Any) -> bool:  # noqa: ANN401
             return False
         message = f"libvirt was lost while the golden image was baked: {error}"
         raise VmwError(message, "run the same command again") from error
-
-
-def is_paused(domain: Any) -> bool:  # noqa: ANN401
-    """Tell whether QEMU stopped a domain, which it does when the host's disk is full: libvirt's error_policy is enospace."""
-    try:
-        return bool(domain.state()[0] == DOMAIN_PAUSED)
-    except libvirt.libvirtError:
-        # It has just ended, which the next look finds.
-        return False
 
 
 def start(connection: Any, xml: str, prefix: str) -> Any:  # noqa: ANN401

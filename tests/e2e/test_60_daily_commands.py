@@ -172,6 +172,22 @@ def test_destroy_cleans_a_vm_whose_worktree_is_gone(ready: Person) -> None:
         ready.root(f"mv {THIRD}.away {THIRD}")
 
 
+def test_link_in_the_place_of_a_worktree_is_not_followed(ready: Person) -> None:
+    spawn_third(ready)
+    ready.virsh("destroy", "third")
+    ready.sh(f"mv {THIRD} {THIRD}.away && ln -s {HOME}/.ssh {THIRD}", check=True)
+    try:
+        start = ready.vmw("start", "third")
+        assert start.returncode == 5, report(start)
+        assert f"leads to {HOME}/.ssh" in start.stderr, report(start)
+        ready.virsh("start", "third", check=False)
+        shown = ready.root("for pid in $(pgrep -x virtiofsd); do ls -A /proc/$pid/root/share; done", check=False)
+        assert "id_ed25519" not in shown
+    finally:
+        ready.sh(f"rm {THIRD} && mv {THIRD}.away {THIRD}", check=True)
+    check_destroy(ready)
+
+
 def test_foreign_domain_is_never_touched(ready: Person) -> None:
     ready.root(f"cat > /tmp/foreign.xml <<'END'\n{FOREIGN}\nEND\nvirsh -q -c qemu:///system define /tmp/foreign.xml")
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.vmw.worktree.plugins.module_utils.share_units import ShareSpec
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.share_units import NO_LINK, ShareSpec
 from ansible_collections.vmw.worktree.plugins.modules import shares
 
 if TYPE_CHECKING:
@@ -32,6 +34,30 @@ def test_every_unit_is_written_at_once(units: Path) -> None:
         "vmw-n-secrets.socket",
     ]
     assert not shares.write_units("n", "/run/vmw/me", SHARES, check_mode=False)
+
+
+def test_a_link_in_the_place_of_a_worktree_is_not_followed(tmp_path: Path) -> None:
+    worktree, keys = tmp_path / "w", tmp_path / ".ssh"
+    worktree.mkdir()
+    share = {"tag": "vmw:repo", "path": str(worktree), "read_only": False}
+    assert shares.spec_of(share, "n").path == str(worktree)
+    worktree.rmdir()
+    with pytest.raises(VmwError, match="is gone"):
+        shares.spec_of(share, "n")
+    keys.mkdir()
+    worktree.symlink_to(keys)
+    with pytest.raises(VmwError, match=f"leads to {keys}") as caught:
+        shares.spec_of(share, "n")
+    assert caught.value.code == "conflict"
+    # What no guest can change may stand behind a link of the user's own.
+    assert shares.spec_of({**share, "read_only": True}, "n").path == str(keys)
+
+
+def test_the_daemon_itself_refuses_a_link(tmp_path: Path) -> None:
+    (tmp_path / "a $b").mkdir()
+    (tmp_path / "link").symlink_to("a $b")
+    for path, code in ((tmp_path / "a $b", 0), (tmp_path / "link", 1), (tmp_path / "gone", 1)):
+        assert subprocess.run(["sh", "-c", NO_LINK, "sh", path], stderr=subprocess.DEVNULL, check=False).returncode == code
 
 
 class Module:
