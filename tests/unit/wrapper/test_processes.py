@@ -13,16 +13,26 @@ def test_descendants_in_sessions_of_their_own() -> None:
     parent = subprocess.Popen(["sh", "-c", "setsid sleep 60 & wait"])
     try:
         deadline = time.monotonic() + 5
-        while len(processes.descendants(parent.pid)) < 1 and time.monotonic() < deadline:
+        while len(processes.descendants()) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        below = processes.descendants(parent.pid)
-        assert below
-        assert parent.pid in processes.children()
-        assert set(below) < set(processes.descendants())
+        below = processes.descendants()
+        assert below[0] == parent.pid
+        assert len(below) == 2
+        assert processes.children() == [parent.pid]
         assert processes.mine(below) == below
     finally:
-        processes.send([*processes.descendants(parent.pid), parent.pid], signal.SIGKILL)
+        processes.send(processes.descendants(), signal.SIGKILL)
         parent.wait()
+
+
+def test_a_name_that_is_cut_inside_a_letter() -> None:
+    rename = "open('/proc/self/comm', 'wb').write(b'gr\\xc3'); print(flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", rename], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with child:
+        assert child.stdout
+        child.stdout.readline()
+        assert child.pid in processes.descendants()
+        child.kill()
 
 
 def test_ended_processes_are_passed_over() -> None:

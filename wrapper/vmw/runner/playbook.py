@@ -215,8 +215,8 @@ class _Session:
 
         Nothing is raised either, for the same reason: a display that fails ends the run as Ctrl-C does.
         """
-        self.interruption.pass_on()
         try:
+            self.interruption.pass_on()
             self._draw()
         except OSError:
             # The terminal is gone or the disk with the log is full; the run itself need not care.

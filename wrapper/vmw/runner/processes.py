@@ -27,18 +27,18 @@ def _parents() -> dict[int, int]:
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            # The command name is in brackets and may itself hold blanks and brackets.
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
+            # The command name is in brackets and may itself hold blanks, brackets and bytes that are no text.
+            state, parent = (entry / "stat").read_bytes().rpartition(b")")[2].split()[:2]
+            if state != b"Z":
                 parents[int(entry.name)] = int(parent)
     return parents
 
 
-def descendants(root: int | None = None) -> list[int]:
-    """Return the ids of all processes below ``root``, by default this one, nearest first."""
+def descendants() -> list[int]:
+    """Return the ids of all processes below this one, nearest first."""
     parents = _parents()
     found: list[int] = []
-    level = {os.getpid() if root is None else root}
+    level = {os.getpid()}
     while level:
         level = {pid for pid, parent in parents.items() if parent in level}
         found.extend(sorted(level))
