@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from vmw.layout import Layout
-from vmw.runner.inputs import environment, extra_vars_yaml, runner_settings
+from vmw.runner.inputs import drop_questions, environment, extra_vars_yaml, runner_settings
 
 LAYOUT = Layout(Path("/srv/vmw"), Path("/srv/vmw/collections"))
 
@@ -84,6 +84,28 @@ def test_a_foreign_python_stays_outside() -> None:
 def test_password_is_named_by_file_only() -> None:
     values = environment(LAYOUT, {"LANG": "C.UTF-8"}, Path("/run/user/1000/vmw-x/become_password"))
     assert values["ANSIBLE_BECOME_PASSWORD_FILE"] == "/run/user/1000/vmw-x/become_password"
+
+
+def test_the_callers_own_password_file_is_found_from_any_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = environment(LAYOUT, {"LANG": "C.UTF-8", "ANSIBLE_BECOME_PASSWORD_FILE": "password"}, None)
+    assert values["ANSIBLE_BECOME_PASSWORD_FILE"] == f"{tmp_path}/password"
+
+
+@pytest.mark.parametrize(
+    ("identities", "left"),
+    [("dev@prompt,prompt", None), ("dev@~/key,x@prompt,@prompt_ask_vault_pass,~/other", "dev@~/key,~/other"), ("", None)],
+)
+def test_ansible_never_asks(identities: str, left: str | None) -> None:
+    environ = {
+        "ANSIBLE_ASK_PASS": "1",
+        "ANSIBLE_ASK_VAULT_PASS": "1",
+        "ANSIBLE_BECOME_ASK_PASS": "1",
+        "ANSIBLE_FORKS": "2",
+        "ANSIBLE_VAULT_IDENTITY_LIST": identities,
+    }
+    drop_questions(environ)
+    assert environ == {"ANSIBLE_FORKS": "2", **({"ANSIBLE_VAULT_IDENTITY_LIST": left} if left else {})}
 
 
 def test_runner_polls_often() -> None:

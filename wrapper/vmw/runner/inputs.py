@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, MutableMapping
 
     from vmw.layout import Layout
 
@@ -17,6 +17,13 @@ ExtraVars = dict[str, str | int | bool]
 
 POLL_SECONDS = 0.1
 """How often ansible-runner hands control back: the latency of Ctrl-C and of the display. Its default is 5 s."""
+
+PASSWORD_FILE = "ANSIBLE_BECOME_PASSWORD_FILE"  # noqa: S105 - a variable's name
+
+_ASKING = ("ANSIBLE_ASK_PASS", "ANSIBLE_ASK_VAULT_PASS", "ANSIBLE_BECOME_ASK_PASS")
+_IDENTITIES = "ANSIBLE_VAULT_IDENTITY_LIST"
+_PROMPTS = frozenset({"prompt", "prompt_ask_vault_pass"})
+"""Sources of a vault's password that are the person at the terminal (ansible.cli.CLI.setup_vault_secrets)."""
 
 _PLAIN = frozenset(map(chr, range(0x20, 0x7F))) - {'"', "\\"}
 
@@ -45,6 +52,21 @@ def runner_settings() -> str:
     return json.dumps({"pexpect_timeout": POLL_SECONDS, "suppress_ansible_output": True, "suppress_output_file": True})
 
 
+def drop_questions(environ: MutableMapping[str, str]) -> None:
+    """Take out of an environment what has Ansible ask for passwords: nobody sees the terminal that it runs on."""
+    for name in _ASKING:
+        environ.pop(name, None)
+    identities = environ.pop(_IDENTITIES, "").split(",")
+    silent = [identity for identity in identities if identity and identity.rpartition("@")[2] not in _PROMPTS]
+    if silent:
+        environ[_IDENTITIES] = ",".join(silent)
+
+
+def own_password_file(base: Mapping[str, str]) -> Path | None:
+    """Return the caller's own file with the password for sudo; Ansible itself runs in another directory."""
+    return Path(base[PASSWORD_FILE]).expanduser().absolute() if base.get(PASSWORD_FILE) else None
+
+
 def environment(layout: Layout, base: Mapping[str, str], become_password_file: Path | None) -> dict[str, str]:
     """Return what is set on top of the caller's environment for ansible-playbook.
 
@@ -68,6 +90,7 @@ def environment(layout: Layout, base: Mapping[str, str], become_password_file: P
         values["LC_ALL"] = "C.UTF-8"
     # A Python set up for something else must not reach into the virtual environment.
     values.update({name: "" for name in ("PYTHONHOME", "PYTHONPATH") if name in base})
-    if become_password_file:
-        values["ANSIBLE_BECOME_PASSWORD_FILE"] = str(become_password_file)
+    password_file = become_password_file or own_password_file(base)
+    if password_file:
+        values[PASSWORD_FILE] = str(password_file)
     return values
