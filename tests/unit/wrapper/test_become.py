@@ -104,13 +104,20 @@ def test_root_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_password_of_the_launcher_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "password"
-    path.write_text("with blank \n")
-    monkeypatch.setenv("ANSIBLE_BECOME_PASSWORD_FILE", str(path))
-    monkeypatch.setenv(become.ONCE, "1")
-    assert become.take_over_password() == "with blank "
-    assert not path.exists()
-    assert become.PASSWORD_FILE not in os.environ
+    path.write_bytes(b"with blank \xe9 \n")
+    descriptor = os.open(path, os.O_RDONLY)
+    monkeypatch.setenv(become.DESCRIPTOR, str(descriptor))
+    assert become.take_over_password() == "with blank \udce9 "
+    assert become.DESCRIPTOR not in os.environ
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.close(descriptor)
     assert become.take_over_password() is None
+
+
+def test_a_password_that_is_no_utf8(tmp_path: Path, fake_program: Callable[[str, str], Path]) -> None:
+    fake_program("sudo", f"cat >'{tmp_path}/typed'")
+    assert become.password_works("caf\udce9")
+    assert (tmp_path / "typed").read_bytes() == b"caf\xe9\n"
 
 
 def test_own_password_file_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

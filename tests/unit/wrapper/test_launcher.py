@@ -26,7 +26,7 @@ case "$*" in
     exit "${PIP_STATUS:-0}";;
 "-I "*)
     echo "vmw runs as $VMW_PROGRAM"
-    [ -z "${VMW_BECOME_ONCE-}" ] || { stat -c %a "$ANSIBLE_BECOME_PASSWORD_FILE"; cat "$ANSIBLE_BECOME_PASSWORD_FILE"; };;
+    [ -z "${VMW_BECOME_FD-}" ] || cat <&"$VMW_BECOME_FD";;
 esac
 """
 
@@ -186,7 +186,8 @@ def test_missing_venv_module_is_installed_with_one_password(checkout: Checkout) 
     assert "secret" not in noted
     assert done.stdout.count("[sudo] password for dev") == 2
     assert "Sorry, try again." in done.stdout
-    assert done.stdout.replace("\r", "").endswith("600\nsecret\n")
+    assert done.stdout.replace("\r", "").endswith("\nsecret\n")
+    assert not list(checkout.root.parent.glob("vmw.*"))
 
 
 def test_no_terminal_for_the_password(checkout: Checkout) -> None:

@@ -121,10 +121,13 @@ def size(count: float) -> str:
 
 
 def ask_password(prompt: str) -> str:
-    """Read a password from the terminal without showing it."""
+    """Read a password from the terminal without showing it; one that is no UTF-8 is as good as a wrong one."""
     import getpass  # noqa: PLC0415 - needed on few paths
 
-    return getpass.getpass(prompt)
+    try:
+        return getpass.getpass(prompt)
+    except UnicodeDecodeError:
+        return ""
 
 
 def confirm(question: str) -> bool:

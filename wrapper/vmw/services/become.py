@@ -7,17 +7,16 @@ import pwd
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmw.errors import ExitCode, VmwError
+from vmw.runner.inputs import PASSWORD_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PASSWORD_FILE = "ANSIBLE_BECOME_PASSWORD_FILE"  # noqa: S105 - a variable's name
-ONCE = "VMW_BECOME_ONCE"
-"""Set by the launcher that made the password file for this one run: it is read once and removed."""
+DESCRIPTOR = "VMW_BECOME_FD"
+"""Names the descriptor on which the launcher hands over the password it asked for: its file has no name any more."""
 
 ATTEMPTS = 3
 
@@ -25,20 +24,16 @@ HINT = f"run it on a terminal, allow passwordless sudo, or name a file with the 
 
 
 def take_over_password() -> str | None:
-    """Read and remove the password file that the launcher left, at the very start of the process.
+    """Read the password that the launcher hands over, at the very start of the process.
 
     Returns:
-        The password, or None when the launcher asked for none.
+        The password, with bytes that are no UTF-8 escaped as in a path, or None when the launcher asked for none.
     """
-    if not os.environ.pop(ONCE, ""):
+    descriptor = os.environ.pop(DESCRIPTOR, "")
+    if not descriptor:
         return None
-    path = Path(os.environ.pop(PASSWORD_FILE, ""))
-    try:
-        return path.read_text().removesuffix("\n")
-    except OSError:
-        return None
-    finally:
-        path.unlink(missing_ok=True)
+    with os.fdopen(int(descriptor), "rb") as handle:
+        return os.fsdecode(handle.read().removesuffix(b"\n"))
 
 
 def needs_password() -> bool:
@@ -91,8 +86,7 @@ def _sudo(arguments: list[str], text: str = "") -> int:
     try:
         done = subprocess.run(
             ["sudo", *arguments],
-            input=text,
-            text=True,
+            input=os.fsencode(text),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             check=False,
