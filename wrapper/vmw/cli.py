@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 import sys
 
 import typer
@@ -16,8 +18,9 @@ def run(arguments: list[str]) -> int:
     from vmw.commands import Invocation, app  # noqa: PLC0415
     from vmw.services.become import take_over_password  # noqa: PLC0415
 
-    invocation = Invocation(password=take_over_password())
+    invocation = Invocation(shlex.join(["vmw", *arguments]), take_over_password())
     try:
+        _hear_interrupts()
         result = app(args=arguments, prog_name="vmw", standalone_mode=False, obj=invocation)
     except VmwError as failure:
         return _failed(failure, debug=invocation.debug)
@@ -34,6 +37,12 @@ def run(arguments: list[str]) -> int:
         if result == ExitCode.INTERRUPTED
         else int(result or ExitCode.DONE)
     )
+
+
+def _hear_interrupts() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt from here on; a caller that wants it ignored gets that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _usage_error(mistake: typer.TyperException) -> VmwError:

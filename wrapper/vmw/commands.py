@@ -43,10 +43,12 @@ class Invocation:
     """What holds for the whole run of the program, whatever the command.
 
     Args:
+        command: What the user typed, as a line to copy.
         password: The password for sudo, when the launcher has asked for it.
         debug: Whether errors show where they come from.
     """
 
+    command: str
     password: str | None = None
     debug: bool = False
 
@@ -76,12 +78,13 @@ def _settings() -> Settings:
     return load_settings()
 
 
-def _operations(settings: Settings, *, show_changes: bool = False) -> Operations:
+def _operations(settings: Settings, context: typer.Context, *, show_changes: bool = False) -> Operations:
     from vmw.display.progress import make_progress  # noqa: PLC0415
     from vmw.layout import find_layout  # noqa: PLC0415
     from vmw.services.operations import Operations  # noqa: PLC0415
 
-    return Operations(find_layout(), settings, make_progress(settings.state_dir, show_changes=show_changes))
+    observer = make_progress(settings.state_dir, show_changes=show_changes)
+    return Operations(find_layout(), settings, observer, context.obj.command)
 
 
 def _join_group(settings: Settings) -> None:
@@ -101,7 +104,7 @@ def _set_up_host(settings: Settings, context: typer.Context) -> Outcome:
     from vmw.services.become import become_password  # noqa: PLC0415
 
     password = become_password(context.obj.password, console.ask_password)
-    return _operations(settings, show_changes=True).host(password)
+    return _operations(settings, context, show_changes=True).host(password)
 
 
 @app.command()
@@ -139,7 +142,7 @@ def spawn(  # noqa: PLR0913 - one argument for each option
         _set_up_host(settings, context)
     _join_group(settings)
     console.say(f"Spawning a VM for {values['worktree']} ...")
-    instance = _operations(settings).spawn(values).results.get("instance", {})
+    instance = _operations(settings, context).spawn(values).results.get("instance", {})
     vm = str(instance.get("name", name or ""))
     if as_json:
         console.data_json(SPAWN_SCHEMA, instance=instance, connect=[console.program(), "ssh", vm])
@@ -222,11 +225,11 @@ def _cells(row: Row) -> list[str]:
 
 
 @app.command()
-def start(name: Name) -> None:
+def start(context: typer.Context, name: Name) -> None:
     """Start a stopped VM and wait until it can be reached."""
     settings = _settings()
     _join_group(settings)
-    operations = _operations(settings)
+    operations = _operations(settings, context)
     was_off = not operations.is_on(name)
     console.say(f"Starting {name} ...")
     operations.start(name)
@@ -235,6 +238,7 @@ def start(name: Name) -> None:
 
 @app.command()
 def stop(
+    context: typer.Context,
     name: Name,
     *,
     force: Annotated[bool, typer.Option("--force", help="Pull the plug instead of asking the guest.")] = False,
@@ -243,7 +247,7 @@ def stop(
     """Shut a VM down and wait until it is off."""
     settings = _settings()
     _join_group(settings)
-    operations = _operations(settings)
+    operations = _operations(settings, context)
     was_on = operations.is_on(name)
     console.say(f"Stopping {name} ...")
     operations.stop(name, force=force, timeout=timeout)
@@ -252,6 +256,7 @@ def stop(
 
 @app.command()
 def destroy(
+    context: typer.Context,
     name: Name,
     *,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -273,17 +278,17 @@ def destroy(
             console.say("Nothing was done.")
             raise typer.Exit(ExitCode.FAILED)
     console.say(f"Destroying {name} ...")
-    _operations(settings).destroy(name)
+    _operations(settings, context).destroy(name)
     console.say(f"{name} is gone.")
 
 
 @image_app.command("build")
-def image_build() -> None:
+def image_build(context: typer.Context) -> None:
     """Build a new generation of the golden image. VMs that exist keep theirs."""
     settings = _settings()
     _join_group(settings)
     console.say("Building a golden image ...")
-    outcome = _operations(settings).build_image()
+    outcome = _operations(settings, context).build_image()
     console.say(f"New VMs use generation {outcome.results.get('generation', '')}.".replace(" .", "."))
 
 
@@ -315,12 +320,12 @@ def image_list(*, as_json: AsJson = False) -> None:
 
 
 @image_app.command("prune")
-def image_prune() -> None:
+def image_prune(context: typer.Context) -> None:
     """Remove the generations that no VM uses."""
     settings = _settings()
     _join_group(settings)
     console.say("Removing unused golden images ...")
-    outcome = _operations(settings).prune_images()
+    outcome = _operations(settings, context).prune_images()
     removed = outcome.results.get("removed", [])
     if removed:
         console.say(f"Removed {', '.join(removed)} and freed {console.size(outcome.results.get('freed_bytes', 0))}.")

@@ -3,8 +3,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
+import termios
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +36,7 @@ class FakeAnsible:
 
     def run(self, run: Run) -> playbook.Outcome:
         self.runs.append(run)
-        return playbook.Outcome(self.results, self.changed, Path("/log"))
+        return playbook.Outcome(self.results, self.changed)
 
 
 @pytest.fixture
@@ -68,6 +72,7 @@ def test_spawn(ansible: FakeAnsible, key: None, ready: None, tree: Path, capsys:
     ansible.results = {"instance": {"name": "work"}}
     assert cli.run(["spawn", str(tree), "--memory", "8G", "--cpus", "2", "--disk", "40", "--name", "work"]) == 0
     assert [run.verb for run in ansible.runs] == ["spawn"]
+    assert ansible.runs[0].command == f"vmw spawn {tree} --memory 8G --cpus 2 --disk 40 --name work"
     assert ansible.runs[0].extra_vars == {
         "worktree": str(tree),
         "vmw_wait": True,
@@ -368,6 +373,50 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     monkeypatch.setattr(commands, "_settings", interrupted)
     assert cli.run(["list"]) == 130
     assert capsys.readouterr().err.strip() == "error: interrupted"
+
+
+AS_USER = """
+import os, runpy, sys
+os.geteuid = lambda: 1234
+sys.argv[0:1] = ["wrapper"]
+runpy.run_path({wrapper!r}, run_name="__main__")
+"""
+
+
+def test_ctrl_c_at_the_question_for_the_password(fake_program: Callable[[str, str], Path], home: Path) -> None:
+    fake_program("sudo", "exit 1")
+    child, terminal = pty.fork()
+    if child == 0:
+        script = AS_USER.format(wrapper=str(ROOT / "wrapper"))
+        os.execv(sys.executable, [sys.executable, "-c", script, "host"])  # noqa: S606 - the program itself, on the terminal
+    text = _read_until(terminal, b"password for")
+    assert not termios.tcgetattr(terminal)[3] & termios.ECHO
+    # Python would keep a signal that comes just before it reads until something is typed.
+    while Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        time.sleep(0.01)
+    os.write(terminal, b"\x03")
+    text += _read_until(terminal, b"interrupted\r\n")
+    assert termios.tcgetattr(terminal)[3] & termios.ECHO
+    _, status = os.waitpid(child, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 130, text
+    assert b"Traceback" not in text
+
+
+def _read_until(terminal: int, wanted: bytes) -> bytes:
+    text = b""
+    while wanted not in text and select.select([terminal], [], [], 10)[0]:
+        try:
+            text += os.read(terminal, 4096)
+        except OSError:
+            break
+    assert wanted in text, text
+    return text
+
+
+def test_hints_after_ctrl_c_repeat_the_command(ansible: FakeAnsible) -> None:
+    assert cli.run(["image", "prune"]) == 0
+    assert ansible.runs[0].command == "vmw image prune"
 
 
 def test_a_full_disk_is_told_in_words(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

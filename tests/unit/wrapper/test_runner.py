@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +18,7 @@ from wrapper_support import ROOT
 
 from vmw.errors import ExitCode, InterruptedByUserError, VmwError
 from vmw.layout import Layout
-from vmw.runner import processes
+from vmw.runner import playbook, processes
 from vmw.runner.events import Grouping, PhaseFailed, PhaseFinished, PhaseStarted, Tracker, Update
 from vmw.runner.playbook import PlaybookRunner, Run, _Session
 
@@ -94,7 +97,7 @@ def test_ok_and_failed(layout: Layout, tmp_path: Path, home: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     recorder = Recorder()
     with pytest.raises(VmwError) as caught:
-        PlaybookRunner(layout, recorder).run(Run("spawn", {"worktree": HOSTILE, "out": str(out)}))
+        PlaybookRunner(layout, recorder).run(Run("spawn", {"worktree": HOSTILE, "out": str(out)}, "vmw spawn x"))
     assert out.read_text() == HOSTILE
     assert caught.value.message == "`Break` failed: no room"
     assert caught.value.exit_code is ExitCode.FAILED
@@ -121,11 +124,12 @@ def test_interrupted(layout: Layout) -> None:
     watcher = subprocess.Popen(["sh", "-c", watch.format(marker, os.getpid())], stdout=subprocess.DEVNULL)
     try:
         with pytest.raises(InterruptedByUserError) as caught:
-            PlaybookRunner(layout, recorder).run(Run("spawn", {}))
+            PlaybookRunner(layout, recorder).run(Run("spawn", {}, "vmw spawn x"))
     finally:
         watcher.kill()
         watcher.wait()
     assert caught.value.exit_code is ExitCode.INTERRUPTED
+    assert caught.value.hint.startswith("run `vmw spawn x` again")
     assert recorder.notices
     assert recorder.notices[0].startswith("Interrupted")
     assert _sleepers(marker) == []
@@ -145,7 +149,7 @@ def test_a_display_that_fails_leaves_no_ansible_behind(layout: Layout) -> None:
     _write(layout, SLEEP.format("100"))
     clumsy = Clumsy()
     with pytest.raises(RuntimeError, match="cannot draw"):
-        PlaybookRunner(layout, clumsy).run(Run("spawn", {}))
+        PlaybookRunner(layout, clumsy).run(Run("spawn", {}, "vmw spawn x"))
     assert clumsy.closed
     assert processes.descendants() == []
 
@@ -168,7 +172,8 @@ class RootStep:
 
 def _session(tmp_path: Path, recorder: Recorder, password: str | None) -> _Session:
     log = (tmp_path / "log").open("w")
-    return _Session(Layout(tmp_path, tmp_path), recorder, Run("host", {}, Grouping.ROLE, password), log, Tracker(Grouping.ROLE))
+    run = Run("host", {}, "vmw host", Grouping.ROLE, password)
+    return _Session(Layout(tmp_path, tmp_path), recorder, run, log, Tracker(Grouping.ROLE))
 
 
 def test_a_step_of_root_is_waited_for(
@@ -196,6 +201,116 @@ def test_a_step_of_root_is_killed_at_the_second_ctrl_c(
     monkeypatch.setattr(time, "sleep", lambda _seconds: session.interruption.request())
     session.end_leftovers()
     assert calls.read_text() == f"{words}\n"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o700])
+def test_the_users_own_password_file_serves_to_kill_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path], mode: int
+) -> None:
+    calls = fake_program("sudo", f"cat >'{tmp_path}/typed'")
+    file = tmp_path / "own"
+    # Ansible runs the file when it can be run.
+    file.write_text("secret\n" if mode == 0o600 else "#!/bin/sh\necho secret\n")
+    file.chmod(mode)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANSIBLE_BECOME_PASSWORD_FILE", "own")
+    assert playbook._kill_as_root([4194305], None)
+    assert calls.read_text() == "-S -p  kill -KILL -- 4194305\n"
+    assert (tmp_path / "typed").read_text() == "secret\n"
+
+
+def test_a_refusal_of_sudo_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path]
+) -> None:
+    fake_program("sudo", "exit 1")
+    RootStep(monkeypatch, 1000)
+    recorder = Recorder()
+    session = _session(tmp_path, recorder, None)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: session.interruption.request())
+    session.end_leftovers()
+    assert recorder.notices[-1] == "sudo did not kill what still runs as root: 4194305"
+
+
+class Gone(Recorder):
+    """A display whose terminal is gone."""
+
+    def update(self, update: Update) -> None:
+        super().update(update)
+        raise OSError(errno.EIO, "Input/output error")
+
+    def notice(self, text: str) -> None:
+        super().notice(text)
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_step_of_root_is_ended_without_a_terminal_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path]
+) -> None:
+    calls = fake_program("sudo", "exit 0")
+    RootStep(monkeypatch, 1000)
+    monkeypatch.setattr(playbook, "ROOT_GRACE_SECONDS", 0.2)
+    _session(tmp_path, Gone(), None).end_leftovers()
+    assert calls.exists()
+
+
+def test_a_display_that_fails_costs_no_result(tmp_path: Path) -> None:
+    session = _session(tmp_path, Gone(), None)
+    result = {"warnings": ["slow"], "generation": "g1"}
+    session._take({"event": "runner_on_ok", "event_data": {"res": result}})
+    session._take({"event": "runner_on_ok", "event_data": {"res": {"removed": ["g0"]}}})
+    session._poll()
+    assert session.tracker.results == {"generation": "g1", "removed": ["g0"]}
+
+
+def _play_ansible(monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path], body: str) -> None:
+    """Put a script in the place of ansible-playbook, which is looked for beside Python."""
+    calls = fake_program("ansible-playbook", body)
+    monkeypatch.setattr(sys, "executable", str(calls.parent / "bin" / "python"))
+
+
+def test_an_ansible_that_a_signal_ended(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path]
+) -> None:
+    _play_ansible(monkeypatch, fake_program, "kill -KILL $$")
+    with pytest.raises(VmwError) as caught:
+        PlaybookRunner(layout, Recorder()).run(Run("spawn", {}, "vmw spawn x"))
+    assert caught.value.message == "a signal ended ansible-playbook"
+    assert "`vmw spawn x`" in caught.value.hint
+
+
+def test_an_ansible_that_is_missing(layout: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(VmwError, match="ansible-playbook is missing"):
+        PlaybookRunner(layout, Recorder()).run(Run("spawn", {}, "vmw spawn x"))
+
+
+def test_an_early_ctrl_c_leaves_no_password_behind(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    _play_ansible(monkeypatch, fake_program, "exit 0")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    (tmp_path / "runtime").mkdir()
+    make = tempfile.mkdtemp
+
+    def interrupted(**options: str) -> str:
+        path = make(**options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return path
+
+    monkeypatch.setattr(tempfile, "mkdtemp", interrupted)
+    with pytest.raises(InterruptedByUserError) as caught:
+        PlaybookRunner(layout, Recorder()).run(Run("spawn", {}, "vmw image prune", become_password="secret"))
+    assert caught.value.hint == "run `vmw image prune` again: it carries on or cleans up"
+    assert list((tmp_path / "runtime").iterdir()) == []
+
+
+def test_questions_of_the_callers_settings_are_not_asked(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path]
+) -> None:
+    _play_ansible(monkeypatch, fake_program, '[ -z "${ANSIBLE_BECOME_ASK_PASS-}" ]')
+    monkeypatch.setenv("ANSIBLE_BECOME_ASK_PASS", "1")
+    PlaybookRunner(layout, Recorder()).run(Run("spawn", {}, "vmw spawn x"))
 
 
 def _sleepers(marker: str) -> list[Path]:

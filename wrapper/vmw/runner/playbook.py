@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from vmw.errors import ExitCode, InterruptedByUserError, VmwError
 from vmw.runner import processes
 from vmw.runner.events import Event, Grouping, Tracker, Update
-from vmw.runner.inputs import ExtraVars, environment, extra_vars_yaml, runner_settings
+from vmw.runner.inputs import ExtraVars, drop_questions, environment, extra_vars_yaml, own_password_file, runner_settings
 from vmw.runner.logs import open_log
 from vmw.settings import log_dir
 
@@ -66,12 +66,14 @@ class Run:
     Args:
         verb: Name of the playbook.
         extra_vars: Its inputs.
+        command: What the user typed for it, to be typed again after Ctrl-C.
         grouping: What counts as a phase.
         become_password: Password for sudo, or None when none is needed or the environment names a file with it.
     """
 
     verb: str
     extra_vars: ExtraVars
+    command: str
     grouping: Grouping = Grouping.TASK
     become_password: str | None = None
 
@@ -82,7 +84,6 @@ class Outcome:
 
     results: dict[str, Any]
     changed: int
-    log: Path
 
 
 @dataclass
@@ -147,16 +148,17 @@ class _Session:
     announced: int = 0
     trouble: Exception | None = None
 
-    def drive(self, private: Path) -> int:
+    def drive(self, private: Path) -> int | None:
         """Hand the run to ansible-runner and draw while it works.
 
         Args:
             private: The run's private directory.
 
         Returns:
-            ansible-playbook's exit status.
+            ansible-playbook's exit status, or None when a signal ended it.
         """
         password_file = _write_inputs(private, self.run)
+        drop_questions(os.environ)
         import ansible_runner  # noqa: PLC0415 - takes 0.2 s, after the first words are on the screen
 
         result = ansible_runner.run(
@@ -171,8 +173,9 @@ class _Session:
             event_handler=self._take,
             cancel_callback=self._poll,
         )
-        self._drain()
-        return NOT_FOUND_STATUS if result.rc is None else int(result.rc)
+        # What came last is not worth more than the rest: the same care for a terminal that is gone.
+        self._poll()
+        return None if result.rc is None else int(result.rc)
 
     def end_leftovers(self) -> None:
         """End what an interrupted run left behind."""
@@ -187,14 +190,19 @@ class _Session:
     def _end_root_leftovers(self) -> None:
         if not processes.descendants():
             return
-        self.observer.notice("Waiting for a step that runs as root to end ... (Ctrl-C again kills it)")
+        self._say("Waiting for a step that runs as root to end ... (Ctrl-C again kills it)")
         deadline = time.monotonic() + ROOT_GRACE_SECONDS
         seen = self.interruption.requests
         while processes.descendants() and time.monotonic() < deadline and self.interruption.requests == seen:
             time.sleep(0.1)
         remaining = processes.descendants()
-        if remaining:
-            _kill_as_root(remaining, self.run.become_password)
+        if remaining and not _kill_as_root(remaining, self.run.become_password):
+            self._say(f"sudo did not kill what still runs as root: {' '.join(map(str, remaining))}")
+
+    def _say(self, text: str) -> None:
+        """Tell the user, if the terminal is still there."""
+        with contextlib.suppress(OSError):
+            self.observer.notice(text)
 
     def _take(self, event: Event) -> bool:
         """Keep an event for the poll; drawing or raising here would leave ansible-runner with Ansible still running."""
@@ -202,13 +210,16 @@ class _Session:
         return False
 
     def _drain(self) -> None:
+        """Take in everything before anything is drawn: a display that fails must not cost a result."""
+        updates: list[Update] = []
         while self.events:
             event = self.events.popleft()
             if event.get("stdout"):
                 with contextlib.suppress(OSError):
                     self.log.write(event["stdout"].replace("\r\n", "\n") + "\n")
-            for update in self.tracker.feed(event):
-                self.observer.update(update)
+            updates.extend(self.tracker.feed(event))
+        for update in updates:
+            self.observer.update(update)
 
     def _poll(self) -> bool:
         """Draw what came in; the answer is that ansible-runner shall not cancel, which would orphan Ansible's workers.
@@ -254,9 +265,9 @@ class PlaybookRunner:
         log_path, log = open_log(log_dir(), run.verb)
         tracker = Tracker(run.grouping)
         session = _Session(self._layout, self._observer, run, log, tracker)
-        private = Path(tempfile.mkdtemp(prefix="vmw-", dir=_private_base()))
         try:
-            with session.interruption.handled():
+            # The directory may hold the password, so no signal may come between its making and its removal.
+            with session.interruption.handled(), _private_directory() as private:
                 status = session.drive(private)
                 if session.interruption.requests:
                     session.end_leftovers()
@@ -265,35 +276,59 @@ class PlaybookRunner:
                 self._observer.close()
             with contextlib.suppress(OSError):
                 log.close()
-            shutil.rmtree(private, ignore_errors=True)
         if session.trouble:
             raise session.trouble
         if session.interruption.requests:
-            hint = f"run `vmw {run.verb}` again: it carries on or cleans up"
-            raise InterruptedByUserError(hint=hint, log=str(log_path))
+            raise InterruptedByUserError(hint=f"run `{run.command}` again: it carries on or cleans up", log=str(log_path))
+        if status is None:
+            message = "a signal ended ansible-playbook"
+            hint = f"is there enough memory (`journalctl -k`)? Then run `{run.command}` again"
+            raise VmwError(message, hint, ExitCode.FAILED, str(log_path))
         if status == NOT_FOUND_STATUS and not tracker.failure:
             message = "ansible-playbook is missing from vmw's Python environment"
             raise VmwError(message, "install vmw anew; in a checkout, remove .venv and try again", ExitCode.FAILED, str(log_path))
         if status:
             raise tracker.error(run.verb, str(log_path))
-        return Outcome(tracker.results, tracker.changed, log_path)
+        return Outcome(tracker.results, tracker.changed)
 
 
-def _kill_as_root(pids: list[int], password: str | None) -> None:
-    how = ["-n"] if password is None else ["-S", "-p", ""]
-    subprocess.run(
-        ["sudo", *how, "kill", "-KILL", "--", *map(str, pids)],
-        input=f"{password or ''}\n".encode(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=False,
-    )
+def _kill_as_root(pids: list[int], password: str | None) -> bool:
+    """Kill processes of root's and tell whether sudo did so."""
+    try:
+        secret = _password_of_the_user() if password is None else os.fsencode(password)
+        how = ["-n"] if secret is None else ["-S", "-p", ""]
+        done = subprocess.run(
+            ["sudo", *how, "kill", "-KILL", "--", *map(str, pids)],
+            input=(secret or b"") + b"\n",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    except OSError:
+        return False
+    return done.returncode == 0
 
 
-def _private_base() -> str | None:
-    """Return the user's runtime directory, which is in memory, or None for the usual temporary directory."""
+def _password_of_the_user() -> bytes | None:
+    """Return the password that Ansible took from the caller's own file, which may also be a program that prints it."""
+    path = own_password_file(os.environ)
+    if not path:
+        return None
+    if os.access(path, os.X_OK):
+        return subprocess.run([path], stdin=subprocess.DEVNULL, capture_output=True, check=False).stdout.strip()
+    return path.read_bytes().strip()
+
+
+@contextlib.contextmanager
+def _private_directory() -> Iterator[Path]:
+    """Make a directory for one run's inputs, in memory where the user has a runtime directory, and remove it."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    return runtime if runtime and os.access(runtime, os.W_OK | os.X_OK) else None
+    base = runtime if runtime and os.access(runtime, os.W_OK | os.X_OK) else None
+    path = Path(tempfile.mkdtemp(prefix="vmw-", dir=base))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_inputs(private: Path, run: Run) -> Path | None:
@@ -309,6 +344,6 @@ def _write_inputs(private: Path, run: Run) -> Path | None:
         return None
     path = private / "become_password"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as handle:
-        handle.write(run.become_password + "\n")
+    with os.fdopen(descriptor, "wb") as handle:
+        handle.write(os.fsencode(run.become_password) + b"\n")
     return path

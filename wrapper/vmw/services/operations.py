@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Operations:
-    """The verbs, for one collection, one set of settings and one display."""
+    """The verbs, for one collection, one set of settings, one display and the command that the user typed."""
 
     layout: Layout
     settings: Settings
     observer: Observer
+    command: str
 
     def host(self, password: str | None) -> Outcome:
         """Set up this machine.
@@ -33,11 +34,11 @@ class Operations:
         Args:
             password: The password for sudo, or None when Ansible needs none from us.
         """
-        return self._run(Run("host", {}, Grouping.ROLE, password))
+        return self._run(Run("host", {}, self.command, Grouping.ROLE, password))
 
     def spawn(self, extra_vars: ExtraVars) -> Outcome:
         """Make or start the VM of a worktree."""
-        return self._run(Run("spawn", extra_vars))
+        return self._run(Run("spawn", extra_vars, self.command))
 
     def is_on(self, name: str) -> bool:
         """Tell whether a VM is on.
@@ -50,7 +51,7 @@ class Operations:
 
     def start(self, name: str) -> Outcome:
         """Start a VM and wait until it can be reached; one that is on already is left alone."""
-        return self._run(Run("start", {"vmw_name": name}))
+        return self._run(Run("start", {"vmw_name": name}, self.command))
 
     def stop(self, name: str, *, force: bool, timeout: int) -> Outcome:
         """Stop a VM and wait until it is off; one that is off already is left alone.
@@ -60,19 +61,20 @@ class Operations:
             force: Pull the plug instead of asking the guest.
             timeout: How long the guest may take, in seconds.
         """
-        return self._run(Run("stop", {"vmw_name": name, "vmw_stop_timeout": timeout, "vmw_stop_force": force}))
+        values: ExtraVars = {"vmw_name": name, "vmw_stop_timeout": timeout, "vmw_stop_force": force}
+        return self._run(Run("stop", values, self.command))
 
     def destroy(self, name: str) -> Outcome:
         """Remove a VM, also a half-made or half-removed one. The worktree is never touched."""
-        return self._run(Run("destroy", {"vmw_name": name}))
+        return self._run(Run("destroy", {"vmw_name": name}, self.command))
 
     def build_image(self) -> Outcome:
         """Build a new generation of the golden image."""
-        return self._run(Run("image", {}))
+        return self._run(Run("image", {}, self.command))
 
     def prune_images(self) -> Outcome:
         """Remove the generations that no VM uses and that are not the current one."""
-        return self._run(Run("prune", {}))
+        return self._run(Run("prune", {}, self.command))
 
     def _run(self, run: Run) -> Outcome:
         return PlaybookRunner(self.layout, self.observer).run(run)
