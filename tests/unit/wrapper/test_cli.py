@@ -235,9 +235,46 @@ def test_destroy_what_is_left_of_the_shares(ansible: FakeAnsible, fake_program: 
     assert len(ansible.runs) == 1
 
 
-def test_destroy_what_is_left_of_a_domain(ansible: FakeAnsible, fake_program: Callable[[str, str], Path]) -> None:
-    fake_program("virsh", STATES.format(5))
+def test_destroy_of_a_name_that_starts_anothers(
+    ansible: FakeAnsible, fake_program: Callable[[str, str], Path], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_program("virsh", "echo \"error: failed to get domain 'one'\" >&2; exit 1")
+    units = home / ".config/systemd/user"
+    units.mkdir(parents=True)
+    (units / "vmw-one-two-repo.socket").touch()
     assert cli.run(["destroy", "--yes", "one"]) == 0
+    assert "nothing was done" in capsys.readouterr().err
+    assert ansible.runs == []
+
+
+DUMP = """cat <<'END'
+<domain><metadata><vmw:instance xmlns:vmw='https://vmw.dev/xmlns/instance/1' record='{}'/></metadata></domain>
+END"""
+
+
+def test_destroy_what_is_left_of_a_domain(ansible: FakeAnsible, fake_program: Callable[[str, str], Path], home: Path) -> None:
+    fake_program("virsh", DUMP.format(home / ".config/vmw/instances/one/instance.json"))
+    assert cli.run(["destroy", "--yes", "one"]) == 0
+    assert len(ansible.runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("virsh", "whose"),
+    [("echo '<domain/>'", "was not made by vmw"), (DUMP.format("/home/eve/one.json"), "belongs to /home/eve/one.json")],
+)
+def test_destroy_of_a_foreign_domain(
+    ansible: FakeAnsible,
+    fake_program: Callable[[str, str], Path],
+    capsys: pytest.CaptureFixture[str],
+    virsh: str,
+    whose: str,
+) -> None:
+    fake_program("virsh", virsh)
+    assert cli.run(["destroy", "--yes", "one"]) == 5
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.endswith(f"libvirt has a domain of that name, which {whose}")
+    assert hint.startswith("hint: vmw leaves it alone")
+    assert ansible.runs == []
 
 
 def test_destroy_without_a_terminal(

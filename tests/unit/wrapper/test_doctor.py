@@ -51,9 +51,9 @@ def test_acceleration(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("member", "status", "words"),
     [
-        (group.Membership(exists=False, in_database=False, in_process=False), Status.FAIL, "not in the group"),
-        (group.Membership(exists=True, in_database=True, in_process=False), Status.OK, "switches by itself"),
-        (group.Membership(exists=True, in_database=True, in_process=True), Status.OK, "equivalent to root"),
+        (group.Membership(in_database=False, in_process=False), Status.FAIL, "not in the group"),
+        (group.Membership(in_database=True, in_process=False), Status.OK, "switches by itself"),
+        (group.Membership(in_database=True, in_process=True), Status.OK, "equivalent to root"),
     ],
 )
 def test_group(monkeypatch: pytest.MonkeyPatch, member: group.Membership, status: Status, words: str) -> None:
@@ -103,10 +103,30 @@ def test_bridge_with_an_uplink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert look("bridge") == doctor.Finding(Status.OK, "br0 is up, uplink enp3s0")
 
 
-def test_bridge_with_nat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("virsh", "status", "words"),
+    [
+        ("printf 'default\nvmw\n'", Status.OK, "br0 is up, uplink by NAT"),
+        ("echo default", Status.FAIL, "libvirt's network vmw does not run"),
+        ("echo 'error: no socket' >&2; exit 1", Status.WARN, "libvirt does not answer: no socket"),
+    ],
+)
+def test_bridge_without_a_nic(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_program: Callable[[str, str], Path],
+    virsh: str,
+    status: Status,
+    words: str,
+) -> None:
     monkeypatch.setattr(host, "NETWORK_DEVICES", tmp_path)
+    calls = fake_program("virsh", virsh)
     _bridge(tmp_path, "0x1003", "vnet0")
-    assert look("bridge").message == "br0 is up, uplink by NAT"
+    finding = look("bridge")
+    assert finding.status is status
+    assert finding.message.endswith(words)
+    assert finding.fix == ("" if status is Status.OK else "vmw host")
+    assert calls.read_text() == "-q -c qemu:///system net-list --name\n"
 
 
 def test_bridge_without_a_cable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

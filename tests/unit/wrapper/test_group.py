@@ -36,7 +36,7 @@ def dev(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str], list[int]], Non
 
 def test_member_of_old(dev: Callable[[list[str], list[int]], None]) -> None:
     dev(["dev"], [970, 1234])
-    assert group.membership() == group.Membership(exists=True, in_database=True, in_process=True)
+    assert group.membership() == group.Membership(in_database=True, in_process=True)
     assert group.reexec_argv(["vmw"]) is None
 
 
@@ -47,9 +47,21 @@ def test_fresh_member(dev: Callable[[list[str], list[int]], None], fake_program:
     assert group.reexec_argv(["vmw", "list"]) == ["sg", "libvirt", "-c", "exec sg dev -c 'exec vmw list'"]
 
 
+def test_a_primary_group_without_a_name(
+    dev: Callable[[list[str], list[int]], None], fake_program: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nameless(gid: int) -> None:
+        raise KeyError(gid)
+
+    fake_program("sg", SG)
+    dev(["dev"], [1234])
+    monkeypatch.setattr(grp, "getgrgid", nameless)
+    assert group.reexec_argv(["vmw"]) is None
+
+
 def test_no_member(dev: Callable[[list[str], list[int]], None]) -> None:
     dev(["other"], [1234])
-    assert group.membership() == group.Membership(exists=True, in_database=False, in_process=False)
+    assert group.membership() == group.Membership(in_database=False, in_process=False)
     assert group.reexec_argv(["vmw"]) is None
 
 
@@ -68,7 +80,7 @@ def test_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "geteuid", lambda: 1234)
     monkeypatch.setattr(grp, "getgrnam", missing)
-    assert group.membership() == group.Membership(exists=False, in_database=False, in_process=False)
+    assert group.membership() == group.Membership(in_database=False, in_process=False)
 
 
 def test_root_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def ready(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_prog
     monkeypatch.setattr(host, "LIBVIRT_SOCKETS", (root / "libvirt-sock",))
     monkeypatch.setattr(host, "RUNTIME_BASE", root / "run")
     monkeypatch.setattr(host, "NETWORK_DEVICES", root / "net")
-    monkeypatch.setattr(group, "membership", lambda: group.Membership(exists=True, in_database=True, in_process=False))
+    monkeypatch.setattr(group, "membership", lambda: group.Membership(in_database=True, in_process=False))
     return root
 
 
@@ -73,7 +73,7 @@ def test_no_golden_image(ready: Path, home: Path) -> None:
 
 
 def test_not_in_the_group(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group, "membership", lambda: group.Membership(exists=True, in_database=False, in_process=False))
+    monkeypatch.setattr(group, "membership", lambda: group.Membership(in_database=False, in_process=False))
     assert host.missing(Settings()) == [f"{host.user_name()} is not in the group libvirt"]
     assert host.missing(Settings(vmw_libvirt_uri="qemu:///session")) == []
 

@@ -49,6 +49,19 @@ def test_libvirt_being_down_fails_nothing(make_vm: Callable[..., Path], fake_pro
     assert found.warning is not None
 
 
+def test_each_vm_is_looked_for_where_it_was_made(make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path]) -> None:
+    answer = "printf \"Domain: '%s'\\n  state.state=1\\n\""
+    fake_program(
+        "virsh",
+        f'case "$*" in "-q -c qemu:///session domstats"*) {answer} one;; "-q -c qemu:///system domstats"*) exit 1;; esac',
+    )
+    make_vm("one", libvirt_uri="qemu:///session")
+    make_vm("two", libvirt_uri="qemu:///system")
+    found = listing.list_vms(load_settings())
+    assert {row.name: row.state for row in found.rows} == {"one": "running", "two": "unknown"}
+    assert found.warning is not None
+
+
 def test_no_vm_asks_nothing(fake_program: Callable[[str, str], Path]) -> None:
     calls = fake_program("virsh", "exit 1")
     assert listing.list_vms(load_settings()) == listing.Listing([], None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -17,7 +18,8 @@ from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwErro
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import find_virtiofsd
 from ansible_collections.vmw.worktree.plugins.module_utils.state import qemu_user
 
-from vmw.services import group, host, virsh, worktree
+from vmw.errors import VmwError
+from vmw.services import group, host, units, virsh, worktree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,7 +174,18 @@ def _check_bridge(settings: Settings) -> Finding:
     down = [port for port in uplinks if _read(host.NETWORK_DEVICES / port / "carrier") == "0"]
     if down:
         return _warn(f"{settings.vmw_bridge}'s uplink {', '.join(down)} has no carrier", "plug in the cable")
-    return _ok(f"{settings.vmw_bridge} is up, uplink {', '.join(uplinks) if uplinks else 'by NAT'}")
+    return _ok(f"{settings.vmw_bridge} is up, uplink {', '.join(uplinks)}") if uplinks else _look_for_nat(settings)
+
+
+def _look_for_nat(settings: Settings) -> Finding:
+    """Look whether libvirt's network serves a bridge that is up without an uplink of its own."""
+    try:
+        active = virsh.Virsh(settings.vmw_libvirt_uri).networks()
+    except VmwError as error:
+        return _warn(f"{settings.vmw_bridge} is up, but whether NAT is its uplink is not known: {error.message}", HOST)
+    if host.NAT_NETWORK not in active:
+        return _fail(f"{settings.vmw_bridge} is up, but has no uplink: libvirt's network {host.NAT_NETWORK} does not run", HOST)
+    return _ok(f"{settings.vmw_bridge} is up, uplink by NAT")
 
 
 def _flags(device: Path) -> int:
@@ -262,23 +275,22 @@ def _check_way(settings: Settings) -> Finding:
         if not entry:
             blocked.append(str(directory))
     if blocked:
-        fix = f"setfacl -m u:{user}:x '{blocked[0]}'"
+        fix = f"setfacl -m u:{user}:x {shlex.quote(blocked[0])}"
         return _warn(f"{user} cannot pass {', '.join(blocked)} (`vmw spawn` opens the way)", fix)
     return _ok(f"{user} can reach {settings.state_dir}")
 
 
 def _check_sockets(_settings: Settings) -> Finding:
-    directory = Path("~/.config/systemd/user").expanduser()
-    units = sorted(path.name for path in directory.glob("vmw-*.socket"))
-    if not units:
+    sockets = sorted(path.name for path in units.DIRECTORY.expanduser().glob("vmw-*.socket"))
+    if not sockets:
         return _ok("no VM has shares yet")
-    states = _ask("systemctl", "--user", "is-active", *units).output.splitlines()
-    if len(states) != len(units):
+    states = _ask("systemctl", "--user", "is-active", *sockets).output.splitlines()
+    if len(states) != len(sockets):
         return _fail("the user's systemd does not answer", f"sudo loginctl enable-linger {host.user_name()}")
-    dead = [unit for unit, state in zip(units, states, strict=True) if state != "active"]
+    dead = [unit for unit, state in zip(sockets, states, strict=True) if state != "active"]
     if dead:
         return _fail(f"not listening: {', '.join(dead)}", f"systemctl --user restart {' '.join(dead)}")
-    return _ok(f"{len(units)} listening")
+    return _ok(f"{len(sockets)} listening")
 
 
 def _check_secrets(settings: Settings) -> Finding:
@@ -288,9 +300,9 @@ def _check_secrets(settings: Settings) -> Finding:
         return _fail(f"{path} does not exist", HOST)
     for each, wanted in ((directory, 0o700), (path, 0o600)):
         if stat.S_IMODE(each.stat().st_mode) & ~wanted:
-            return _fail(f"{each} is open to others", f"chmod {wanted:o} '{each}'")
+            return _fail(f"{each} is open to others", f"chmod {wanted:o} {shlex.quote(str(each))}")
     if not re.search(r"^\s*(export\s+)?ANTHROPIC_API_KEY=[\"']?[^\s\"'#]", _read(path), re.MULTILINE):
-        return _warn("ANTHROPIC_API_KEY is not filled in", f"edit {settings.state_dir / 'secrets.env'}")
+        return _warn("ANTHROPIC_API_KEY is not filled in", f"edit {shlex.quote(str(settings.state_dir / 'secrets.env'))}")
     return _ok("private, and the API key is filled in")
 
 

@@ -23,12 +23,10 @@ class Membership:
     """How the calling user relates to the group.
 
     Args:
-        exists: The group is there.
         in_database: The user is a member; new logins will have the group.
         in_process: This process has it.
     """
 
-    exists: bool
     in_database: bool
     in_process: bool
 
@@ -41,15 +39,15 @@ class Membership:
 def membership() -> Membership:
     """Compare the group database with this process; root needs no group."""
     if os.geteuid() == 0:
-        return Membership(exists=True, in_database=True, in_process=True)
+        return Membership(in_database=True, in_process=True)
     try:
         group = grp.getgrnam(GROUP)
     except KeyError:
-        return Membership(exists=False, in_database=False, in_process=False)
+        return Membership(in_database=False, in_process=False)
     user = pwd.getpwuid(os.getuid())
     in_database = user.pw_name in group.gr_mem or user.pw_gid == group.gr_gid
     in_process = group.gr_gid in {*os.getgroups(), os.getegid()}
-    return Membership(exists=True, in_database=in_database, in_process=in_process)
+    return Membership(in_database=in_database, in_process=in_process)
 
 
 def sg_argv(command: Sequence[str], primary_group: str) -> list[str]:
@@ -65,5 +63,9 @@ def reexec_argv(command: Sequence[str]) -> list[str] | None:
     """Return the command that starts ``command`` with the group, or None when that is not needed or cannot help."""
     if os.environ.get(MARKER) or not membership().stale or not shutil.which("sg"):
         return None
-    primary = grp.getgrgid(os.getgid()).gr_name
+    try:
+        primary = grp.getgrgid(os.getgid()).gr_name
+    except KeyError:
+        # A primary group without a name is one that sg cannot bring back.
+        return None
     return sg_argv(command, primary)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import find_virtiofsd
 
+from vmw.errors import VmwError
 from vmw.services import group, virsh
 
 if TYPE_CHECKING:
@@ -42,24 +42,22 @@ def network_exists(settings: Settings) -> bool:
     """Tell whether the VMs' bridge is up, or is a libvirt network that can be started."""
     if (NETWORK_DEVICES / settings.vmw_bridge).exists():
         return True
-    if not shutil.which("virsh"):
-        return False
     try:
-        done = subprocess.run(
-            ["virsh", "-q", "-c", settings.vmw_libvirt_uri, "net-list", "--all", "--name"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=virsh.QUERY_SECONDS,
-            env=virsh.environment(),
-        )
-    except subprocess.TimeoutExpired:
+        return NAT_NETWORK in virsh.Virsh(settings.vmw_libvirt_uri).networks("--all")
+    except VmwError:
         return False
-    return done.returncode == 0 and NAT_NETWORK in done.stdout.split()
 
 
 def missing(settings: Settings) -> list[str]:
     """Return what keeps a VM from being made here; empty when the machine is set up."""
+    found = missing_for_builds(settings)
+    if not (settings.state_dir / "golden-image.qcow2").exists():
+        found.append("there is no golden image")
+    return found
+
+
+def missing_for_builds(settings: Settings) -> list[str]:
+    """Return what keeps a golden image from being built here: all that a VM needs but the image."""
     found = [f"{program} is not installed" for program in PROGRAMS if not find_program(program)]
     try:
         find_virtiofsd()
@@ -75,6 +73,4 @@ def missing(settings: Settings) -> list[str]:
             found.append("libvirt does not run")
     if not found and not network_exists(settings):
         found.append(f"the bridge {settings.vmw_bridge} does not exist")
-    if not (settings.state_dir / "golden-image.qcow2").exists():
-        found.append("there is no golden image")
     return found

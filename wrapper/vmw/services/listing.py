@@ -63,39 +63,45 @@ def used_bytes(path: Path) -> int:
         return 0
 
 
-def _state(recorded: Recorded, states: dict[str, str] | None) -> str:
-    if states is None:
-        return "unknown"
-    if recorded.instance is None:
-        return "broken"
-    return states.get(recorded.name, "undefined")
+def _state(recorded: Recorded, states: dict[str, str]) -> str:
+    return states.get(recorded.name, "undefined") if recorded.instance else "broken"
+
+
+def _ask(query: virsh.Virsh, vms: list[Recorded]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the states of all domains of one libvirt, and the addresses of the VMs that run there."""
+    # Both at once: a virsh takes longer to start than to answer.
+    leases = query.start_addresses([each.name for each in vms], "lease")
+    try:
+        states = query.states()
+    finally:
+        leased, _ = virsh.finish(leases, virsh.QUERY_SECONDS)
+    running = [each.instance for each in vms if each.instance and states.get(each.name) == "running"]
+    return states, virsh.quick_addresses(query, {instance.name: instance.mac for instance in running}, leased)
 
 
 def list_vms(settings: Settings) -> Listing:
     """Return all VMs, running or not; libvirt being down leaves their state unknown and fails nothing."""
     everything = records.all_recorded(settings.state_dir)
-    query = virsh.Virsh(settings.vmw_libvirt_uri)
-    states: dict[str, str] | None = {}
-    found: dict[str, str] = {}
+    # A VM stays where it was made when the setting changes.
+    places: dict[str, list[Recorded]] = {}
+    for each in everything:
+        places.setdefault(each.instance.libvirt_uri if each.instance else settings.vmw_libvirt_uri, []).append(each)
+    states: dict[str, str] = {}
+    addresses: dict[str, str] = {}
     warning = None
-    if everything:
+    for uri, there in places.items():
         try:
-            # Both at once: a virsh takes longer to start than to answer.
-            leases = query.start_addresses([each.name for each in everything], "lease")
-            try:
-                states = query.states()
-            finally:
-                leased, _ = virsh.finish(leases, virsh.QUERY_SECONDS)
-            running = [each.instance for each in everything if each.instance and states.get(each.name) == "running"]
-            found = virsh.quick_addresses(query, {instance.name: instance.mac for instance in running}, leased)
+            found, reached = _ask(virsh.Virsh(uri), there)
         except VmwError as error:
-            states, warning = None, error
+            found, reached, warning = dict.fromkeys((each.name for each in there), "unknown"), {}, warning or error
+        states.update({each.name: _state(each, found) for each in there})
+        addresses.update(reached)
     rows = [
         Row(
             name=each.name,
-            state=_state(each, states),
+            state=states[each.name],
             worktree=each.instance.worktree if each.instance else None,
-            address=found.get(each.name),
+            address=addresses.get(each.name),
             memory_mib=each.instance.memory_mib if each.instance else None,
             vcpus=each.instance.vcpus if each.instance else None,
             disk_gib=each.instance.disk_gib if each.instance else None,

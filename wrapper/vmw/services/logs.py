@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmw.errors import ExitCode, VmwError
 from vmw.services import records
+from vmw.services.units import units_of
 
 if TYPE_CHECKING:
-    from vmw.settings import Settings
+    from pathlib import Path
 
-UNITS = Path("~/.config/systemd/user")
+    from vmw.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def _console(path: Path, name: str, *, follow: bool) -> Source:
     if not path.exists():
         return Source(title, [], "there is none yet", f"start the VM with `vmw start {name}`")
     if not os.access(path, os.R_OK):
-        return Source(title, [], "it cannot be read", f"look at it with `sudo cat {path}`")
+        return Source(title, [], "it cannot be read", f"look at it with `sudo cat {shlex.quote(str(path))}`")
     return Source(title, ["tail", "-n", "+1", *(["-F"] if follow else []), "--", str(path)], follows=follow)
 
 
@@ -57,14 +58,8 @@ def sources(settings: Settings, name: str, *, follow: bool) -> list[Source]:
     directory = settings.state_dir / "instances" / name
     if not name or "/" in name or name.startswith(".") or not directory.is_dir():
         raise records.unknown(settings.state_dir, name)
-    units = sorted(path.name for path in UNITS.expanduser().glob(f"vmw-{name}-*.service") if _belongs(path.name, name))
+    units = units_of(name, "service")
     return [_console(directory / "console.log", name, follow=follow), _journal(name, units, follow=follow)]
-
-
-def _belongs(unit: str, name: str) -> bool:
-    """Tell whether a unit is this VM's: `vmw-a-repo` is not one of a VM `a-b`'s, and the other way round."""
-    tag = unit.removeprefix(f"vmw-{name}-").removesuffix(".service")
-    return "-" not in tag
 
 
 def nothing_to_show(name: str) -> VmwError:

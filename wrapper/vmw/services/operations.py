@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import glob
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import marked_record
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
+from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 
 from vmw.errors import ExitCode, VmwError
 from vmw.runner.events import Grouping
 from vmw.runner.playbook import PlaybookRunner, Run
 from vmw.services import records, virsh
+from vmw.services.units import units_of
 
 if TYPE_CHECKING:
     from vmw.layout import Layout
@@ -81,12 +84,22 @@ class Operations:
 
 
 def left_of(settings: Settings, name: str) -> bool:
-    """Tell whether anything of a VM is there: its directory, its domain, or the units of its shares."""
-    if any(recorded.name == name for recorded in records.all_recorded(settings.state_dir)):
+    """Tell whether anything of a VM is there: its directory, its domain, or the units of its shares.
+
+    Raises:
+        VmwError: All there is of this name is a domain of somebody else's, or libvirt does not answer.
+    """
+    if any(recorded.name == name for recorded in records.all_recorded(settings.state_dir)) or units_of(name, "socket"):
         return True
-    if any((Path.home() / ".config/systemd/user").glob(f"vmw-{glob.escape(name)}-*.socket")):
-        return True
-    return name in virsh.Virsh(settings.vmw_libvirt_uri).states()
+    definition = virsh.Virsh(settings.vmw_libvirt_uri).definition(name)
+    if not definition:
+        return False
+    owner = marked_record(definition)
+    if owner != str(InstanceFiles(State(settings.state_dir), name).record):
+        whose = f"belongs to {owner}" if owner else "was not made by vmw"
+        message = f"there is no VM of yours named {name!r}, but libvirt has a domain of that name, which {whose}"
+        raise VmwError(message, "vmw leaves it alone; `virsh` removes it if it is yours", ExitCode.CONFLICT)
+    return True
 
 
 def refuse_without_terminal(name: str) -> VmwError:

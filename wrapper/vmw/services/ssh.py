@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from vmw.errors import VmwError
@@ -59,14 +60,12 @@ def connection(settings: Settings, name: str, command: Sequence[str]) -> list[st
     address = virsh.best_addresses(query, {name: instance.mac}).get(name)
     output, complaint = virsh.finish(state, virsh.QUERY_SECONDS)
     if state.returncode:
-        reason = (complaint.strip().splitlines() or ["no reason given"])[-1].removeprefix("error: ")
-        if "failed to get domain" in complaint:
+        if virsh.NO_DOMAIN in complaint:
             message = f"VM {name!r} is recorded, but libvirt does not know it"
-            hint = f"`vmw spawn {instance.worktree}` completes it, `vmw destroy {name}` removes what is left of it"
-            raise VmwError(message, hint)
-        message = f"libvirt does not answer: {reason}"
-        raise VmwError(message, "`vmw doctor` tells what is missing")
-    if output.strip() not in {"running", "idle", "in shutdown"}:
+            again = f"vmw spawn {shlex.quote(instance.worktree)} --name {name}"
+            raise VmwError(message, f"`{again}` completes it, `vmw destroy {name}` removes what is left of it")
+        raise virsh.no_answer(complaint)
+    if output.strip() not in virsh.ANSWERING:
         message = f"VM {name!r} is not running ({output.strip()})"
         raise VmwError(message, f"start it with `vmw start {name}`")
     return ssh_argv(name, instance.guest_user, address or f"{name}.local", files.known_hosts, command)

@@ -21,12 +21,18 @@ STATES = {
 }  # fmt: skip
 """virDomainState of libvirt-domain.h in the words of `virsh list`."""
 
-ON = frozenset({"running", "idle", "paused", "in shutdown", "pmsuspended"})
+ANSWERING = frozenset({"running", "idle", "in shutdown"})
+"""States in which a VM can be reached."""
+
+ON = ANSWERING | {"paused", "pmsuspended"}
 """States in which a VM holds memory."""
 
 QUERY_SECONDS = 10.0
 AGENT_SECONDS = 1.5
 """How long the guest's agent may take; a guest that hangs must not make `vmw ssh` hang."""
+
+NO_DOMAIN = "failed to get domain"
+"""What virsh says of a name that libvirt does not know."""
 
 NEIGHBOURS = Path("/proc/net/arp")
 _COMPLETE = "0x2"
@@ -84,10 +90,41 @@ class Virsh:
         process = self.start("domstats", "--state", "--nowait")
         output, complaint = finish(process, QUERY_SECONDS)
         if process.returncode:
-            lines = complaint.strip().splitlines() or ["no reason given"]
-            message = f"libvirt does not answer: {lines[-1].removeprefix('error: ')}"
-            raise VmwError(message, "`vmw doctor` tells what is missing", ExitCode.HOST_NOT_READY)
+            raise no_answer(complaint)
         return parse_states(output)
+
+    def definition(self, name: str) -> str:
+        """Return a domain's XML, or an empty string where libvirt knows no such domain.
+
+        Raises:
+            VmwError: libvirt does not answer.
+        """
+        process = self.start("dumpxml", "--inactive", "--domain", name)
+        output, complaint = finish(process, QUERY_SECONDS)
+        if process.returncode and NO_DOMAIN in complaint:
+            return ""
+        if process.returncode:
+            raise no_answer(complaint)
+        return output
+
+    def networks(self, *which: str) -> set[str]:
+        """Return the names of libvirt's networks that are active, or more of them by an option of `virsh net-list`.
+
+        Raises:
+            VmwError: libvirt does not answer.
+        """
+        process = self.start("net-list", "--name", *which)
+        output, complaint = finish(process, QUERY_SECONDS)
+        if process.returncode:
+            raise no_answer(complaint)
+        return set(output.split())
+
+
+def no_answer(complaint: str) -> VmwError:
+    """Return the error for a libvirt that does not answer, with the last line of what virsh said."""
+    lines = complaint.strip().splitlines() or ["no reason given"]
+    message = f"libvirt does not answer: {lines[-1].removeprefix('error: ')}"
+    return VmwError(message, "`vmw doctor` tells what is missing", ExitCode.HOST_NOT_READY)
 
 
 def finish(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
