@@ -285,7 +285,14 @@ def destroy(
 @image_app.command("build")
 def image_build(context: typer.Context) -> None:
     """Build a new generation of the golden image. VMs that exist keep theirs."""
+    from vmw.services import host as host_service  # noqa: PLC0415
+
     settings = _settings()
+    missing = host_service.missing_for_builds(settings)
+    if missing:
+        # Or minutes of download would come before the failure.
+        message = f"this machine is not set up yet ({', '.join(missing)})"
+        raise VmwError(message, "run `vmw host`", ExitCode.HOST_NOT_READY)
     _join_group(settings)
     console.say("Building a golden image ...")
     outcome = _operations(settings, context).build_image()
@@ -308,9 +315,9 @@ def image_list(*, as_json: AsJson = False) -> None:
     rows = [
         [
             f"{image.generation}{' (current)' if image.current else ''}",
-            image.created or "-",
-            image.node or "-",
-            image.claude_code or "-",
+            image.created,
+            image.node,
+            image.claude_code,
             console.size(image.size_bytes),
             ", ".join(image.used_by) or "-",
         ]

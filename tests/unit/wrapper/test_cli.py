@@ -63,6 +63,7 @@ def tree(tmp_path: Path) -> Path:
 @pytest.fixture
 def ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "missing", lambda _settings: [])
+    monkeypatch.setattr(host, "missing_for_builds", lambda _settings: [])
 
 
 STATES = """case "$*" in *domstats*) printf "Domain: 'one'\\n  state.state={}\\n";; esac"""
@@ -297,7 +298,17 @@ def test_destroy_asks(
     assert len(ansible.runs) == runs
 
 
-def test_images(ansible: FakeAnsible, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_is_not_begun_on_a_machine_that_is_not_set_up(
+    ansible: FakeAnsible, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(host, "missing_for_builds", lambda _settings: ["virsh is not installed"])
+    assert cli.run(["image", "build"]) == 3
+    captured = capsys.readouterr()
+    assert captured.err == "error: this machine is not set up yet (virsh is not installed)\nhint: run `vmw host`\n"
+    assert ansible.runs == []
+
+
+def test_images(ansible: FakeAnsible, ready: None, capsys: pytest.CaptureFixture[str]) -> None:
     ansible.results = {"generation": "g7"}
     assert cli.run(["image", "build"]) == 0
     assert capsys.readouterr().err.splitlines()[-1] == "New VMs use generation g7."

@@ -70,6 +70,7 @@ def test_no_socket_directory(ready: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_golden_image(ready: Path, home: Path) -> None:
     (home / ".config" / "vmw" / "images" / "g1" / "disk.qcow2").unlink()
     assert host.missing(Settings()) == ["there is no golden image"]
+    assert host.missing_for_builds(Settings()) == []
 
 
 def test_not_in_the_group(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:

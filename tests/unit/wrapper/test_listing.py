@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from ansible_collections.vmw.worktree.plugins.module_utils import image
 
 from vmw.errors import ExitCode, VmwError
 from vmw.services import listing, records
@@ -116,16 +117,29 @@ def test_ages() -> None:
 
 def test_images(home: Path, make_vm: Callable[..., Path]) -> None:
     images = home / ".config" / "vmw" / "images"
-    for number, created in (("g2", "2026-11-22"), ("g1", "2026-11-21")):
-        directory = images / number
+    old, new = "20261121-100000-0123abcd", "20261122-100000-0123abcd"
+    for name in (new, old, ".build-x"):
+        directory = images / name
         directory.mkdir(parents=True)
         (directory / "disk.qcow2").write_bytes(b"x" * 4096)
-        manifest = {"schema": 1, "created": created, "node": "24.1.0", "claude_code": "2.0.1", "kernel": "6.1"}
-        (directory / "manifest.json").write_text(json.dumps(manifest))
-    (images / "half").mkdir()
-    (home / ".config" / "vmw" / "golden-image.qcow2").symlink_to("images/g2/disk.qcow2")
-    make_vm("one", generation="g1")
+        manifest = image.Manifest(
+            schema=1,
+            generation=name,
+            created="2026-11-22T10:00:00+00:00",
+            base_image=image.BaseImage("https://example.org/debian.qcow2", "0"),
+            debian="12.8",
+            kernel="6.1",
+            cmdline="",
+            node="24.1.0",
+            claude_code="2.0.1",
+            virtual_size=3 << 30,
+            inputs="",
+        )
+        (directory / "manifest.json").write_text(json.dumps(manifest.as_dict()))
+    (images / "20261123-100000-0123abcd").mkdir()
+    (home / ".config" / "vmw" / "golden-image.qcow2").symlink_to(f"images/{new}/disk.qcow2")
+    make_vm("one", generation=old)
     found = listing.list_images(load_settings())
-    assert [(image.generation, image.current, image.used_by) for image in found] == [("g1", False, ["one"]), ("g2", True, [])]
+    assert [(each.generation, each.current, each.used_by) for each in found] == [(old, False, ["one"]), (new, True, [])]
     assert found[1].node == "24.1.0"
     assert found[1].size_bytes >= 4096

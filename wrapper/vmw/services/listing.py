@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+from ansible_collections.vmw.worktree.plugins.module_utils import image
+from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 
 from vmw.errors import VmwError
 from vmw.services import records, virsh
@@ -120,40 +122,33 @@ class Image:
 
     generation: str
     current: bool
-    created: str | None
-    node: str | None
-    claude_code: str | None
-    kernel: str | None
+    created: str
+    node: str
+    claude_code: str
+    kernel: str
     size_bytes: int
     used_by: list[str]
 
 
 def list_images(settings: Settings) -> list[Image]:
     """Return the complete generations, the newest last."""
-    images = settings.state_dir / "images"
-    link = settings.state_dir / "golden-image.qcow2"
-    current = link.resolve().parent.name if link.exists() else ""
+    state = State(settings.state_dir)
+    current = image.current_generation(state)
     users: dict[str, list[str]] = {}
     for recorded in records.all_recorded(settings.state_dir):
         if recorded.instance:
             users.setdefault(recorded.instance.generation, []).append(recorded.name)
-    found = []
-    for manifest in sorted(images.glob("*/manifest.json")):
-        try:
-            data = json.loads(manifest.read_text())
-        except (OSError, ValueError):
-            continue
-        directory = manifest.parent
-        found.append(
-            Image(
-                generation=directory.name,
-                current=directory.name == current,
-                created=data.get("created"),
-                node=data.get("node"),
-                claude_code=data.get("claude_code"),
-                kernel=data.get("kernel"),
-                size_bytes=sum(used_bytes(path) for path in directory.iterdir()),
-                used_by=users.get(directory.name, []),
-            )
+    complete = [found for name in image.generations(state) if (found := image.load_manifest(state.images / name))]
+    return [
+        Image(
+            generation=manifest.generation,
+            current=manifest == current,
+            created=manifest.created,
+            node=manifest.node,
+            claude_code=manifest.claude_code,
+            kernel=manifest.kernel,
+            size_bytes=sum(used_bytes(path) for path in (state.images / manifest.generation).iterdir()),
+            used_by=users.get(manifest.generation, []),
         )
-    return sorted(found, key=lambda image: image.created or "")
+        for manifest in complete
+    ]
