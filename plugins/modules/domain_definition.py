@@ -32,7 +32,7 @@ options:
     type: dict
     default: {}
   libvirt_uri:
-    description: Where libvirt listens. Used with O(state=absent), when there may be no record.
+    description: Where libvirt listens. Used with O(state=absent), when there is no record that tells.
     type: str
     default: qemu:///system
 """
@@ -142,10 +142,28 @@ def present(module: AnsibleModule) -> dict[str, Any]:
     }
 
 
+def libvirt_of(files: InstanceFiles, fallback: str) -> str:
+    """Return the libvirt at which a VM was made, whatever the settings say today.
+
+    Args:
+        files: The VM's files.
+        fallback: For a VM whose record is gone or broken.
+    """
+    try:
+        return files.load().libvirt_uri
+    except VmwError:
+        return fallback
+
+
 def absent(module: AnsibleModule) -> dict[str, Any]:
     """Force the domain off and undefine it."""
     files = files_of(module.params["state_dir"], module.params["name"])
-    domain = find_own_domain(connect(module.params["libvirt_uri"]), files.name, str(files.record))
+    connection = connect(libvirt_of(files, module.params["libvirt_uri"]))
+    try:
+        domain = find_own_domain(connection, files.name, str(files.record))
+    except VmwError as error:
+        # Another name, the way out of a spawn, is none here.
+        raise VmwError(error.message, "vmw leaves it alone; `virsh` removes it if it is yours", error.code) from error
     if domain is not None and not module.check_mode:
         if is_running(domain):
             domain.destroy()

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: instance_info
-short_description: Read the record of a VM
+short_description: Read the record of a VM and ask libvirt for its state
 version_added: 0.1.0
 author: The vmw authors (@vmw-dev)
 description:
-  - Returns the instance record of one VM, and fails in words where there is none.
+  - Returns the instance record of one VM and its state, and fails in words where there is no record.
+  - Fails also when libvirt's domain of that name is somebody else's.
 extends_documentation_fragment: [vmw.worktree.instance]
 attributes:
   check_mode:
@@ -20,6 +21,11 @@ attributes:
   diff_mode:
     support: none
     description: Only reads.
+options:
+  complete:
+    description: Whether to fail when files are missing without which the VM cannot start.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -34,19 +40,48 @@ instance:
   description: The instance record.
   returned: success
   type: dict
+state:
+  description: Whether the domain is V(running), V(shut off), or V(undefined), that is unknown to libvirt.
+  returned: success
+  type: str
 """
 
+import shlex
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
-from ansible_collections.vmw.worktree.plugins.module_utils.instance import files_of
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles, files_of
+from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import (
+    connect,
+    find_own_domain,
+    is_running,
+)
+
+
+def check_complete(files: InstanceFiles, instance: Instance) -> None:
+    """See that a VM has what it starts from.
+
+    Raises:
+        VmwError: It was never finished, or is half removed.
+    """
+    needed = (files.disk, files.seed, files.host_key.with_suffix(".pub"))
+    missing = [path.name for path in needed if not path.is_file()]
+    if missing:
+        message = f"VM {files.name!r} was never finished, or is half removed: it lacks {', '.join(missing)}"
+        again = f"vmw spawn {shlex.quote(instance.worktree)} --name {files.name}"
+        raise VmwError(message, f"`{again}` completes it, `vmw destroy {files.name}` removes what is left of it")
 
 
 def read(module: AnsibleModule) -> dict[str, Any]:
-    """Return the record."""
-    instance = files_of(module.params["state_dir"], module.params["name"]).load()
-    return {"changed": False, "instance": instance.as_dict()}
+    """Return the record and the state."""
+    files = files_of(module.params["state_dir"], module.params["name"])
+    instance = files.load()
+    if module.params["complete"]:
+        check_complete(files, instance)
+    domain = find_own_domain(connect(instance.libvirt_uri), files.name, str(files.record))
+    state = "undefined" if domain is None else "running" if is_running(domain) else "shut off"
+    return {"changed": False, "instance": instance.as_dict(), "state": state}
 
 
 def main() -> None:
@@ -55,6 +90,7 @@ def main() -> None:
         argument_spec={
             "state_dir": {"type": "str", "required": True},
             "name": {"type": "str", "required": True},
+            "complete": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
