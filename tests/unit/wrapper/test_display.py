@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from wrapper_support import ROOT
 
 from vmw.display import console, progress
@@ -72,20 +74,36 @@ def _write(path: Path, **changes: object) -> None:
 
 def test_progress_file(tmp_path: Path) -> None:
     path = tmp_path / "progress.json"
-    assert progress.ProgressFile(path).read() is None
+    assert progress.ProgressFile(path).read("Download") is None
     _write(path)
-    assert progress.ProgressFile(path).read() == progress.LongTask("Download", 1.0, 4.0, "steps", "Install it")
+    assert progress.ProgressFile(path).read("Download") == progress.LongTask("Download", 1.0, 4.0, "steps", "Install it")
     _write(path, schema=2)
-    assert progress.ProgressFile(path).read() is None
+    assert progress.ProgressFile(path).read("Download") is None
     path.write_text("{")
-    assert progress.ProgressFile(path).read() is None
+    assert progress.ProgressFile(path).read("Download") is None
+
+
+def test_progress_of_another_run_is_not_shown(tmp_path: Path) -> None:
+    _write(tmp_path / "progress.json", task="Bake the golden image")
+    shown = progress.ProgressFile(tmp_path / "progress.json")
+    assert shown.read("Wait for SSH") is None
+    assert shown.read("Bake the golden image") is not None
+
+
+def test_long_tasks_have_the_names_of_their_tasks_in_the_playbook() -> None:
+    tasks = yaml.safe_load((ROOT / "roles/golden_image/tasks/build.yml").read_text())
+    names = {task["name"] for task in tasks}
+    for module in ("image_download", "image_bake"):
+        told = re.search(r'Progress\(state, "([^"]+)"', (ROOT / f"plugins/modules/{module}.py").read_text())
+        assert told
+        assert told[1] in names
 
 
 def test_progress_of_a_killed_run_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "progress.json"
     _write(path)
     os.utime(path, (1, 1))
-    assert progress.ProgressFile(path).read() is None
+    assert progress.ProgressFile(path).read("Download") is None
 
 
 def test_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +111,7 @@ def test_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     path = tmp_path / "progress.json"
     shown = progress.make_progress(tmp_path, show_changes=True)
     shown.update(PhaseStarted("golden image"))
-    shown.update(StepStarted("Bake"))
+    shown.update(StepStarted("Download"))
     for done in (0, 10, 26, 27, 99):
         _write(path, done=done * 1024, total=100 * 1024, unit="bytes", detail="")
         shown.poll()

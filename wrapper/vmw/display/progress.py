@@ -46,13 +46,17 @@ class ProgressFile:
         self._next_read = 0.0
         self._last: LongTask | None = None
 
-    def read(self) -> LongTask | None:
-        """Return the latest progress, or None while no long task is under way."""
+    def read(self, title: str) -> LongTask | None:
+        """Return the latest progress of a task.
+
+        Args:
+            title: The task's name. Another one's progress is another run's: there is one file for all.
+        """
         now = time.monotonic()
         if now >= self._next_read:
             self._next_read = now + READ_SECONDS
             self._last = self._load()
-        return self._last
+        return self._last if self._last and self._last.task == title else None
 
     def _load(self) -> LongTask | None:
         try:
@@ -89,10 +93,13 @@ class PlainProgress:
         self._file = progress_file
         self._show_changes = show_changes
         self._shown: tuple[str, str, int] | None = None
+        self._step = ""
 
     def update(self, update: Update) -> None:
         """Print the end of a phase, or a warning."""
-        if isinstance(update, PhaseFinished):
+        if isinstance(update, (PhaseStarted, StepStarted)):
+            self._step = update.title
+        elif isinstance(update, PhaseFinished):
             console.say(f"  done: {_finished_line(update, show_changes=self._show_changes)}")
         elif isinstance(update, PhaseFailed):
             console.say(f"  failed: {update.title}")
@@ -101,7 +108,7 @@ class PlainProgress:
 
     def poll(self) -> None:
         """Print a line when a long task reached its next part."""
-        task = self._file.read()
+        task = self._file.read(self._step)
         if task is None:
             return
         percent = int(100 * task.done / task.total) if task.total else 0
@@ -165,7 +172,7 @@ class LiveProgress:
         """Draw the current state."""
         if self._task is None:
             return
-        long_task = self._file.read()
+        long_task = self._file.read(self._step or self._phase)
         description = f"{self._phase}: {self._step}" if self._step else self._phase
         if long_task:
             description = f"{long_task.task}: {long_task.detail}" if long_task.detail else long_task.task
