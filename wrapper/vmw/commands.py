@@ -97,7 +97,7 @@ def _join_group(settings: Settings) -> None:
     if argv:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execvpe(argv[0], argv, {**os.environ, group.MARKER: "1"})  # noqa: S606 - replaces this process on purpose
+        os.execvpe(argv[0], argv, {**os.environ, group.MARKER: str(os.getpid())})  # noqa: S606 - replaces this process on purpose
 
 
 def _set_up_host(settings: Settings, context: typer.Context) -> Outcome:

@@ -121,7 +121,7 @@ def test_spawn_goes_on_with_the_new_group(
     monkeypatch.setattr(os, "execvpe", execute)
     with pytest.raises(SystemExit):
         cli.run(["spawn", str(tree)])
-    assert started == [(["sg", sys.executable, *sys.orig_argv[1:]], "1")]
+    assert started == [(["sg", sys.executable, *sys.orig_argv[1:]], str(os.getpid()))]
     assert ansible.runs == []
 
 

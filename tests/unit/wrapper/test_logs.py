@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,6 +78,25 @@ def test_show(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_show_nothing() -> None:
     assert not show([logs.Source("two", [], "there is none")])
+
+
+FOLLOW = """
+from vmw.display.follow import show
+from vmw.services.logs import Source
+show([Source("one", ["sh", "-c", "echo $$; exec sleep 60"], follows=True)])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_kill_ends_what_follows(number: signal.Signals, code: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", FOLLOW], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout
+        follower = int(process.stdout.readline())
+        process.send_signal(number)
+        assert process.wait() == code
+    with pytest.raises(ProcessLookupError):
+        os.kill(follower, 0)
 
 
 def test_run_logs_are_private_and_few(tmp_path: Path) -> None:

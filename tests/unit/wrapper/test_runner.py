@@ -305,6 +305,18 @@ def test_an_early_ctrl_c_leaves_no_password_behind(
     assert list((tmp_path / "runtime").iterdir()) == []
 
 
+@pytest.mark.parametrize("lives", ["sleep 0.3", "exit 0"])
+def test_the_end_of_the_process_that_the_user_started_ends_the_run(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path], lives: str
+) -> None:
+    _play_ansible(monkeypatch, fake_program, "exec sleep 60")
+    with subprocess.Popen(["sh", "-c", lives]) as starter:
+        monkeypatch.setenv(processes.STARTER, str(starter.pid))
+        with pytest.raises(InterruptedByUserError):
+            PlaybookRunner(layout, Recorder()).run(Run("spawn", {}, "vmw spawn x"))
+    assert processes.descendants() == []
+
+
 def test_questions_of_the_callers_settings_are_not_asked(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path]
 ) -> None:

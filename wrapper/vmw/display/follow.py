@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 from vmw.display import console
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
 
     from vmw.services.logs import Source
 
@@ -20,21 +24,39 @@ def show(sources: Sequence[Source]) -> bool:
         Whether there was any log to show.
     """
     running: list[subprocess.Popen[bytes]] = []
-    try:
-        for source in sources:
-            if source.obstacle:
-                console.warn(f"{source.title}: {source.obstacle}", source.hint)
-                continue
-            console.say(console.heading(source.title))
-            process = subprocess.Popen(source.argv, stdin=subprocess.DEVNULL)
-            running.append(process)
-            if not source.follows:
+    with _ended_in_order():
+        try:
+            for source in sources:
+                if source.obstacle:
+                    console.warn(f"{source.title}: {source.obstacle}", source.hint)
+                    continue
+                console.say(console.heading(source.title))
+                process = subprocess.Popen(source.argv, stdin=subprocess.DEVNULL)
+                running.append(process)
+                if not source.follows:
+                    process.wait()
+            for process in running:
                 process.wait()
-        for process in running:
-            process.wait()
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+        finally:
+            for process in running:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
     return bool(running)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let kill(1) end this program as Ctrl-C does, so that what it started ends too."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    # What is ignored stays so: under nohup(1), the user wants it to outlive the terminal.
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -144,6 +144,7 @@ class _Session:
     log: TextIO
     tracker: Tracker
     interruption: _Interruption = field(default_factory=_Interruption)
+    starter: processes.Starter = field(default_factory=processes.Starter)
     events: deque[Event] = field(default_factory=deque)
     announced: int = 0
     trouble: Exception | None = None
@@ -227,6 +228,8 @@ class _Session:
         Nothing is raised either, for the same reason: a display that fails ends the run as Ctrl-C does.
         """
         try:
+            if self.starter.has_ended() and not self.interruption.requests:
+                self.interruption.request()
             self.interruption.pass_on()
             self._draw()
         except OSError:

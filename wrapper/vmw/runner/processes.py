@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,32 @@ if TYPE_CHECKING:
 
 PR_SET_CHILD_SUBREAPER = 36
 """Source: prctl(2), linux/prctl.h."""
+
+
+STARTER = "VMW_STARTED_BY"
+"""Set for a process that was started anew with another group: the id of the one that the user knows."""
+
+
+class Starter:
+    """The process that the user started: sg(1) waits in its place, and hands no signal on to the one that does the work."""
+
+    def __init__(self) -> None:
+        """Look up the process; without `STARTER` it is this one."""
+        self._descriptor: int | None = None
+        self._gone = False
+        try:
+            self._descriptor = os.pidfd_open(int(os.environ.get(STARTER, os.getpid())))
+        except ProcessLookupError:
+            self._gone = True
+        except OSError:
+            # A kernel without pidfd_open(2): nobody looks, as nobody did before.
+            return
+
+    def has_ended(self) -> bool:
+        """Tell whether the process has ended."""
+        if self._descriptor is not None and not self._gone:
+            self._gone = bool(select.select([self._descriptor], [], [], 0)[0])
+        return self._gone
 
 
 def adopt_orphans() -> None:

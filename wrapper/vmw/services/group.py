@@ -10,12 +10,14 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmw.runner.processes import STARTER
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 GROUP = "libvirt"
-MARKER = "VMW_IN_GROUP"
-"""Set for the process that was started with the group, so that a failure never becomes an endless loop."""
+MARKER = STARTER
+"""Set for the process that was started with the group, also so that a failure never becomes an endless loop."""
 
 
 @dataclass(frozen=True)
