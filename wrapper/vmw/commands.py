@@ -149,7 +149,7 @@ def spawn(  # noqa: PLR0913 - one argument for each option
     else:
         verb = "is being started" if no_wait else "is ready"
         console.say(f"{vm} {verb}. Connect with:")
-        console.data(f"{console.program()} ssh {vm}")
+        console.data(console.command(f"vmw ssh {vm}"))
 
 
 def _offer_ssh_key() -> None:
@@ -167,7 +167,14 @@ def _offer_ssh_key() -> None:
     worktree.make_ssh_key()
 
 
-@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def _release_environment() -> None:
+    """Let go of the launcher's lock on the Python environment before this process becomes a program that needs none."""
+    descriptor = os.environ.pop("VMW_LOCK_FD", "")
+    if descriptor:
+        os.close(int(descriptor))
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
 def ssh(
     name: Name,
     command: Annotated[list[str] | None, typer.Argument(metavar="[-- CMD...]", help="What to run in the VM.")] = None,
@@ -181,6 +188,7 @@ def ssh(
     if words[:1] == ["--"]:
         del words[0]
     argv = connection(settings, name, words)
+    _release_environment()
     try:
         os.execvp(argv[0], argv)  # noqa: S606 - becomes ssh, so that signals and the exit code are its own
     except FileNotFoundError as error:
@@ -364,14 +372,14 @@ def doctor(*, as_json: AsJson = False) -> None:
     _join_group(settings)
     findings = doctor_service.examine(settings)
     if as_json:
-        checks = [{"name": name, **asdict(finding)} for name, finding in findings]
+        checks = [{"name": name, **asdict(finding), "fix": console.command(finding.fix)} for name, finding in findings]
         console.data_json(doctor_service.SCHEMA, checks=checks)
     else:
         colours = {"ok": console.GREEN, "warn": console.YELLOW, "fail": console.RED}
         for name, finding in findings:
             status = console.paint(f"{finding.status:<4}", colours[finding.status], sys.stdout)
-            console.data(f"{status}  {name}: {finding.message}")
+            console.data(f"{status}  {name}: {console.copyable(finding.message)}")
             if finding.fix:
-                console.data(f"      {console.paint('mend:', console.CYAN, sys.stdout)} {finding.fix}")
+                console.data(f"      {console.paint('mend:', console.CYAN, sys.stdout)} {console.command(finding.fix)}")
     if any(finding.status is doctor_service.Status.FAIL for _, finding in findings):
         raise typer.Exit(ExitCode.HOST_NOT_READY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def load_settings(path: Path | None = None) -> Settings:
         return Settings()
     except (OSError, UnicodeDecodeError) as error:
         message = f"{path} cannot be read: {error}"
-        raise VmwError(message, f"check it with `cat {path}`", ExitCode.USAGE) from error
+        raise VmwError(message, f"check it with `cat {shlex.quote(str(path))}`", ExitCode.USAGE) from error
     import yaml  # noqa: PLC0415 - takes 50 ms, and most users have no such file
 
     try:
@@ -66,7 +67,13 @@ def load_settings(path: Path | None = None) -> Settings:
             message = f"{field.name} in {path} must be a plain string"
             raise VmwError(message, "templates are possible in the other settings only", ExitCode.USAGE)
         values[field.name] = value
-    return Settings(**values)
+    settings = Settings(**values)
+    try:
+        settings.state_dir  # noqa: B018 - looked at for its complaint
+    except RuntimeError as error:
+        message = f"vmw_state_dir in {path} names the home of a user that does not exist: {settings.vmw_state_dir}"
+        raise VmwError(message, "correct the file", ExitCode.USAGE) from error
+    return settings
 
 
 def log_dir() -> Path:

@@ -18,7 +18,7 @@ from wrapper_support import ROOT
 
 from vmw import cli, commands
 from vmw.runner import playbook
-from vmw.services import group, host
+from vmw.services import doctor, group, host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,6 +146,33 @@ def test_spawn_offers_to_make_a_key(
     monkeypatch.setattr(sys.stdin, "readline", lambda: answer, raising=False)
     assert cli.run(["spawn", str(tree)]) == code
     assert calls.exists() is (code == 0)
+
+
+def test_what_ssh_keygen_says_is_no_result(
+    ansible: FakeAnsible,
+    ready: None,
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_program: Callable[[str, str], Path],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    fake_program("ssh-keygen", "echo Generating public/private ed25519 key pair.")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdin, "readline", lambda: "y\n", raising=False)
+    assert cli.run(["spawn", str(tree), "--json"]) == 0
+    captured = capfd.readouterr()
+    assert json.loads(captured.out)["schema"] == 1
+    assert "Generating" in captured.err
+
+
+def test_no_ssh_keygen(
+    ansible: FakeAnsible, ready: None, tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdin, "readline", lambda: "y\n", raising=False)
+    assert cli.run(["spawn", str(tree)]) == 3
+    assert "error: ssh-keygen is not installed\nhint: install" in capsys.readouterr().err
 
 
 def test_spawn_of_nothing(ansible: FakeAnsible, capsys: pytest.CaptureFixture[str]) -> None:
@@ -376,11 +403,32 @@ def test_ssh_hands_the_words_on(monkeypatch: pytest.MonkeyPatch, words: list[str
     assert seen == [expected]
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["doctor", "--json"]) in {0, 3}
+def test_ssh_lets_go_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def execute(_file: str, _argv: list[str]) -> None:
+        raise SystemExit(0)
+
+    descriptor = os.open("/", os.O_RDONLY)
+    monkeypatch.setenv("VMW_LOCK_FD", str(descriptor))
+    monkeypatch.setattr(group, "reexec_argv", lambda _command: None)
+    monkeypatch.setattr("vmw.services.ssh.connection", lambda *_words: ["ssh"])
+    monkeypatch.setattr(os, "execvp", execute)
+    with pytest.raises(SystemExit):
+        cli.run(["ssh", "one"])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warn", 0), ("fail", 3)])
+def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: str, code: int) -> None:
+    monkeypatch.setattr(group, "reexec_argv", lambda _command: None)
+    finding = doctor.Finding(doctor.Status(status), "it is so", "vmw host")
+    monkeypatch.setattr(doctor, "CHECKS", [doctor.Check("this", lambda _settings: finding)])
+    monkeypatch.setenv("VMW_PROGRAM", "./vmw")
+    assert cli.run(["doctor", "--json"]) == code
     checks = json.loads(capsys.readouterr().out)["checks"]
-    assert {"name", "status", "message", "fix"} == set(checks[0])
-    assert cli.run(["doctor"]) in {0, 3}
+    assert checks == [{"name": "this", "status": status, "message": "it is so", "fix": "./vmw host"}]
+    assert cli.run(["doctor"]) == code
+    assert capsys.readouterr().out == f"{status:<4}  this: it is so\n      mend: ./vmw host\n"
 
 
 @pytest.mark.parametrize(
@@ -394,6 +442,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
         ["spawn", "--name", "", "/"],
         ["spawn", "--name", "Not a label", "/"],
         ["list", "--frob"],
+        ["ssh", "-v", "one"],
         ["image"],
         [],
     ],
@@ -488,15 +537,34 @@ def _start(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["list"], ["list", "--json"], ["ssh", "one"], ["--version"], ["image", "list"], ["doctor"]]
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, ""),
+        (["list"], 0, ""),
+        (["list", "--json"], 0, ""),
+        (["ssh", "one"], 1, "error: VM 'one' is not running (shut off)"),
+        (["--version"], 0, ""),
+        (["image", "list"], 0, "There is no golden image"),
+        # A fresh home has no golden image.
+        (["doctor"], 3, ""),
+    ],
 )
 def test_quick_commands_import_nothing_slow(
-    tmp_path: Path, make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path], arguments: list[str], home: Path
+    make_vm: Callable[..., Path],
+    fake_program: Callable[[str, str], Path],
+    arguments: list[str],
+    code: int,
+    said: str,
+    home: Path,
 ) -> None:
     fake_program("virsh", 'case "$*" in *domstate*) echo "shut off";; esac')
     make_vm("one")
     done = _start(home, *arguments)
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    lines = done.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    rest = [line for line in lines if not line.startswith("import time:")]
+    assert done.returncode == code, rest
+    assert rest[0].startswith(said) if said else not rest, rest
     assert "typer" in imported
     slow = {"ansible", "ansible_runner", "rich", "yaml", "pydantic", "pexpect"}
     assert not {name.partition(".")[0] for name in imported} & slow

@@ -38,6 +38,13 @@ def test_hints_can_be_copied(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert "hint: `./vmw list` shows" in capsys.readouterr().err
 
 
+def test_commands_name_the_program_as_it_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VMW_PROGRAM", "/my checkouts/vmw")
+    assert console.command("vmw host") == "'/my checkouts/vmw' host"
+    assert console.command("sudo systemctl start vmw") == "sudo systemctl start vmw"
+    assert console.copyable("try `vmw list`") == "try `'/my checkouts/vmw' list`"
+
+
 def test_bytes_that_are_no_text_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
     console.say(os.fsdecode(b"/caf\xe9"))
     assert capsys.readouterr().err == "/caf\\udce9\n"

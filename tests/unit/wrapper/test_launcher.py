@@ -25,6 +25,7 @@ case "$*" in
     [ -z "${PIP_SLEEP-}" ] || sleep "$PIP_SLEEP"
     exit "${PIP_STATUS:-0}";;
 "-I "*)
+    [ -z "${RUN_SLEEP-}" ] || sleep "$RUN_SLEEP"
     echo "vmw runs as $VMW_PROGRAM"
     [ -z "${VMW_BECOME_FD-}" ] || cat <&"$VMW_BECOME_FD";;
 esac
@@ -163,6 +164,65 @@ def test_two_at_once_install_once(checkout: Checkout) -> None:
     assert [process.returncode for process in both] == [0, 0]
     assert checkout.noted().count("-m pip") == 1
     assert sum("waiting" in text for text in said) == 1
+
+
+def test_an_environment_in_use_is_not_taken_away(checkout: Checkout) -> None:
+    checkout.run("list")
+    checkout.calls.unlink()
+    with subprocess.Popen(
+        [checkout.root / "vmw", "spawn"], env={**checkout.environment, "RUN_SLEEP": "1"}, stdout=subprocess.DEVNULL
+    ) as user:
+        while not checkout.noted():
+            time.sleep(0.02)
+        (checkout.root / "requirements.lock").write_text("typer==2\n")
+        done = checkout.run("list")
+        assert user.poll() == 0, "the environment was made anew under a vmw that used it"
+    assert done.returncode == 0
+    assert "waiting" in done.stderr
+
+
+def test_those_that_use_the_environment_do_not_wait_for_each_other(checkout: Checkout) -> None:
+    checkout.run("list")
+    checkout.calls.unlink()
+    with subprocess.Popen(
+        [checkout.root / "vmw", "spawn"], env={**checkout.environment, "RUN_SLEEP": "1"}, stdout=subprocess.DEVNULL
+    ) as user:
+        while not checkout.noted():
+            time.sleep(0.02)
+        assert checkout.run("list").stderr == ""
+        assert user.poll() is None
+
+
+def test_a_checkout_that_cannot_be_written(checkout: Checkout) -> None:
+    # Root, as whom the tests may run, can write anywhere.
+    checkout.program("mkdir", "#!/bin/sh\nexit 1\n")
+    done = checkout.run("list")
+    assert done.returncode == 3
+    assert f"error: the Python environment cannot be made in {checkout.root}\nhint: " in done.stderr
+
+
+def _ask_for_the_password(checkout: Checkout, **changes: str) -> subprocess.CompletedProcess[str]:
+    checkout.program("id", '#!/bin/sh\n[ "$1" = -u ] && echo 1000 || echo dev\n')
+    checkout.program("sudo", FAKE_SUDO)
+    return subprocess.run(
+        ["script", "-qec", f"'{checkout.root}/vmw' host", "/dev/null"],
+        input="wrong\n" * 3,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**checkout.environment, "NO_ENSUREPIP": "1", **changes},
+    )
+
+
+@pytest.mark.skipif(not shutil.which("script"), reason="needs script(1)")
+def test_a_runtime_directory_that_is_none(checkout: Checkout) -> None:
+    done = _ask_for_the_password(checkout, XDG_RUNTIME_DIR="/nonexistent")
+    assert "error: sudo refused the password 3 times" in done.stdout
+    assert not list(checkout.root.parent.glob("vmw.*"))
+    done = _ask_for_the_password(checkout, XDG_RUNTIME_DIR="/nonexistent", TMPDIR="/nonexistent")
+    assert done.returncode == 3
+    assert "error: no file can be made in /nonexistent" in done.stdout
+    assert "hint: " in done.stdout
 
 
 def test_missing_venv_module_is_installed_with_one_password(checkout: Checkout) -> None:

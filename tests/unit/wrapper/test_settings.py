@@ -51,6 +51,7 @@ def test_settings_are_read(tmp_path: Path) -> None:
         ("vmw_bridge: 5\n", "must be a plain string"),
         ("- a\n", "holds no settings"),
         ("a: [\n", "no valid YAML"),
+        ("vmw_state_dir: ~nosuchuser/x\n", "a user that does not exist: ~nosuchuser/x"),
     ],
 )
 def test_bad_files_are_refused_in_words(tmp_path: Path, text: str, message: str) -> None:

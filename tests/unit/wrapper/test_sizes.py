@@ -24,7 +24,7 @@ def test_memory(text: str, expected: int) -> None:
     assert mebibytes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "four", "4X", "4G4", "0.3", "1e3", "{{ 4 }}", "4\n4"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "four", "4X", "4G4", "0.3", "1e3", "{{ 4 }}", "4\n4", "9" * 400])
 def test_memory_that_is_no_size(text: str) -> None:
     with pytest.raises(VmwError) as caught:
         mebibytes(text)

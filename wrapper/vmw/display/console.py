@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from typing import TYPE_CHECKING, TextIO
@@ -56,23 +57,28 @@ def data_json(schema: int, **values: object) -> None:
 
 def say(text: str) -> None:
     """Tell the user what happens."""
-    _write(sys.stderr, _copyable(text))
+    _write(sys.stderr, copyable(text))
 
 
 def warn(text: str, hint: str = "") -> None:
     """Tell the user of something that does not stop the command."""
-    _write(sys.stderr, f"{paint('warning:', YELLOW, sys.stderr)} {text}")
+    _write(sys.stderr, f"{paint('warning:', YELLOW, sys.stderr)} {copyable(text)}")
     if hint:
         _write(sys.stderr, _hint(hint))
 
 
-def _copyable(text: str) -> str:
-    """Name this program in a command as the user called it."""
-    return text.replace("`vmw ", f"`{program()} ")
+def command(text: str) -> str:
+    """Name this program in a command line as the user called it; other commands stay as they are."""
+    return f"{shlex.quote(program())} {text.removeprefix('vmw ')}" if text.startswith("vmw ") else text
+
+
+def copyable(text: str) -> str:
+    """Name this program as the user called it in the commands that a text quotes."""
+    return text.replace("`vmw ", f"`{shlex.quote(program())} ")
 
 
 def _hint(text: str) -> str:
-    return f"{paint('hint:', CYAN, sys.stderr)} {_copyable(text)}"
+    return f"{paint('hint:', CYAN, sys.stderr)} {copyable(text)}"
 
 
 def error(failure: VmwError) -> None:

@@ -7,7 +7,7 @@ import re
 from vmw.errors import ExitCode, VmwError
 
 _MIB = {"": 1, "m": 1, "g": 1024, "t": 1024 * 1024}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([mgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*([mgt]?)(?:i?b)?", re.IGNORECASE)
 
 
 def mebibytes(text: str, bare: str = "m") -> int:

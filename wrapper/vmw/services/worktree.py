@@ -108,17 +108,24 @@ def has_ssh_key() -> bool:
 
 
 SSH_KEY = "~/.ssh/id_ed25519"
+STDERR = 2
+"""The descriptor: the stream in Python may be none that a program can write to."""
 
 
 def make_ssh_key() -> None:
     """Make an SSH key for the user, asking for its passphrase in ssh-keygen's own words.
 
     Raises:
-        VmwError: ssh-keygen failed.
+        VmwError: ssh-keygen is missing or failed.
     """
     path = Path(SSH_KEY).expanduser()
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    done = subprocess.run(["ssh-keygen", "-t", "ed25519", "-f", str(path)], stdout=None, check=False)
+    try:
+        # What it says is no result of ours.
+        done = subprocess.run(["ssh-keygen", "-t", "ed25519", "-f", str(path)], stdout=STDERR, check=False)
+    except FileNotFoundError as error:
+        message = "ssh-keygen is not installed"
+        raise VmwError(message, "install your distribution's OpenSSH client", ExitCode.HOST_NOT_READY) from error
     if done.returncode:
         message = "no SSH key was made"
         raise VmwError(message, "make one with `ssh-keygen -t ed25519`", ExitCode.HOST_NOT_READY)
