@@ -46,6 +46,7 @@ class Link:
         ethernet: Whether it carries Ethernet frames.
         kind: The kernel's name for a virtual interface, as ``bridge`` or ``veth``; empty for hardware.
         controller: The bridge or bond it is a port of.
+        lower: The interface it is stacked on, as a VLAN is.
         wireless: Whether it is Wi-Fi.
     """
 
@@ -54,6 +55,7 @@ class Link:
     ethernet: bool = True
     kind: str = ""
     controller: str = ""
+    lower: str = ""
     wireless: bool = False
 
 
@@ -105,7 +107,7 @@ class Plan:
         mode: Where it leads.
         nic: The uplink in LAN mode.
         reason: Why it is not what was asked for, or why ``auto`` chose NAT.
-        leave: The mode that has to be left first.
+        leave: The mode that has to be left.
         keep: Whether everything is there already.
     """
 
@@ -159,12 +161,15 @@ def parse_links(text: str, wireless: frozenset[str]) -> dict[str, Link]:
             name=entry["ifname"],
             mac=entry.get("address", ""),
             ethernet=entry.get("link_type") == "ether",
-            kind=entry.get("linkinfo", {}).get("info_kind", ""),
+            kind=kind,
             controller=entry.get("master", ""),
+            # A veth's is its peer.
+            lower=entry.get("link", "") if kind != "veth" else "",
             wireless=entry["ifname"] in wireless,
         )
         for entry in json.loads(text or "[]")
         if "ifname" in entry
+        for kind in [entry.get("linkinfo", {}).get("info_kind", "")]
     }
 
 
@@ -224,24 +229,26 @@ def parse_network_bridge(xml: str) -> str:
     return element.get("name", "") if element is not None else ""
 
 
-def unfit(link: Link | None, name: str, manager: Manager, bridge: str) -> str:
+def unfit(name: str, host: Host, bridge: str) -> str:
     """Tell why a NIC cannot be the bridge's uplink, or nothing when it can.
 
     Args:
-        link: The interface, if it exists.
-        name: Its name.
-        manager: Who runs it.
+        name: The NIC.
+        host: What the host has.
         bridge: The bridge; its own ports are fit.
     """
+    link = host.links.get(name)
     if link is None:
         return f"there is no network interface {name}"
+    stacked = sorted(other.name for other in host.links.values() if other.lower == name)
     obstacles = {
         f"{name} is Wi-Fi, which cannot be bridged: access points accept no frames of machines behind a client": link.wireless,
         f"{name} is a bridge itself (`vmw_bridge: {name}` uses it as it is)": link.kind == "bridge",
         f"{name} is no wired network card": not link.ethernet or link.kind not in {"", "bridge", "veth"},
         f"{name} already belongs to {link.controller}": link.controller not in {"", bridge},
-        f"{name} is not connected by NetworkManager, netplan or systemd-networkd": manager is Manager.NOBODY
-        and not link.controller,
+        f"{name} carries {', '.join(stacked)}, which a bridge would cut off": bool(stacked),
+        f"{name} is not connected by NetworkManager, netplan or systemd-networkd": not link.controller
+        and host.managers.get(name, Manager.NOBODY) is Manager.NOBODY,
     }
     return next((reason for reason, applies in obstacles.items() if applies), "")
 
@@ -266,7 +273,7 @@ def choose_uplink(host: Host, bridge: str) -> tuple[str, str]:
     devices = default_devices(host.routes)
     reasons = []
     for name in devices:
-        reason = unfit(host.links.get(name), name, host.managers.get(name, Manager.NOBODY), bridge)
+        reason = unfit(name, host, bridge)
         if not reason:
             return name, ""
         reasons.append(reason)
@@ -320,7 +327,9 @@ def _from_lan(uplink: str, bridge: str, host: Host) -> Plan:
     if uplink in (AUTO, host.uplink):
         inside = host.links.get(host.uplink, Link("")).controller == bridge
         reason = "" if inside else f"{host.uplink} is not in {bridge} now, so the VMs have no network; is it plugged in?"
-        return Plan(Mode.LAN, host.uplink, reason, keep=True)
+        # A run that was killed after its switch has left the NAT network's definition.
+        leave = Mode.NAT if host.network_bridge == bridge else None
+        return Plan(Mode.LAN, host.uplink, reason, leave=leave, keep=True)
     if uplink != NONE:
         message = f"{bridge} already has the uplink {host.uplink}"
         raise VmwError(message, f"take it out first with `vmw_bridge_uplink: none`, then ask for {uplink}", "conflict")
@@ -342,7 +351,7 @@ def _from_nat(uplink: str, bridge: str, host: Host) -> Plan:
 
 def _to_lan(uplink: str, bridge: str, host: Host) -> Plan:
     """Decide for a NIC that was named."""
-    reason = unfit(host.links.get(uplink), uplink, host.managers.get(uplink, Manager.NOBODY), bridge)
+    reason = unfit(uplink, host, bridge)
     if reason:
         raise VmwError(reason, "set vmw_bridge_uplink to a wired NIC, or to none for a NAT network", "host_not_ready")
     return Plan(Mode.LAN, uplink)

@@ -15,8 +15,10 @@ description:
     NetworkManager gets two profiles, named after the bridge and C(BRIDGE-slave-NIC).
     systemd-networkd, also where netplan configures it, gets three files C(05-vmw-BRIDGE*).
   - The switch happens under a timed rollback that systemd holds. When the host's addresses, routes, name servers or its gateway
-    are not there again in time, or when this module dies, the NIC gets its own settings back.
+    are not there again in time, or when this module dies, the NIC gets its own settings back, and its manager starts anew
+    every 20 seconds until the default route is there again. A run that finds an interrupted switch first has it taken back.
     Nothing is written to disk before all is verified, so a reboot also leads back.
+  - A NIC without an address and a gateway that could be verified (IPv6 addresses only by SLAAC) is not switched.
   - The NAT network itself is left to M(community.libvirt.virt_net); this module says which subnet is free.
   - A bridge of that name that somebody else made is used as it is.
 author:
@@ -97,27 +99,34 @@ libvirt:
   type: bool
 """
 
+import contextlib
+import fcntl
 import json
 import shutil
 import socket
-import subprocess
 import time
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils import bridge as plans
 from ansible_collections.vmw.worktree.plugins.module_utils import bridge_switch as switches
 from ansible_collections.vmw.worktree.plugins.module_utils.bridge import Host, Manager, Mode, Place, Plan, Route
+from ansible_collections.vmw.worktree.plugins.module_utils.bridge_switch import FORWARD_UNIT, ROLLBACK_UNIT, Switch
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
+from ansible_collections.vmw.worktree.plugins.module_utils.image import CallerWatch, InterruptedByUserError
 from ansible_collections.vmw.worktree.plugins.module_utils.state import command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SYS = Path("/sys/class/net")
 NETIF = Path("/run/systemd/netif")
-UNIT = "vmw-bridge-rollback"
 WORK = Path("/run/vmw-bridge")
+ARMED = WORK / switches.ARMED
+LOCK = Path("/run/vmw-bridge.lock")
+SETTLE_SECONDS = 120
 RESOLVED = Path("/run/systemd/resolve/resolv.conf")
 DISCARD_PORT = 9
 
@@ -169,7 +178,7 @@ def read_host(name: str, network: str, uri: str, extra: str) -> Host:
 def manager(nic: str) -> Manager:
     """Tell who runs a NIC."""
     state = nm_device(nic)
-    if state.get("GENERAL.CON-UUID") and state.get("GENERAL.STATE") == "100 (connected)":
+    if state.get("GENERAL.CON-UUID") and switches.nm_has_ip(state["GENERAL.STATE"]):
         return Manager.NETWORK_MANAGER
     file = networkd_state(nic).get("NETWORK_FILE", "")
     if not file:
@@ -199,7 +208,7 @@ def key_values(file: Path) -> dict[str, str]:
 def networkd_state(nic: str) -> dict[str, str]:
     """Read what systemd-networkd says about a NIC."""
     state = key_values(NETIF / "links" / (SYS / nic / "ifindex").read_text().strip())
-    return state if state.get("ADMIN_STATE") == "configured" else {}
+    return state if state.get("ADMIN_STATE") in {"configuring", "configured"} else {}
 
 
 def our_uplink(bridge: str) -> str:
@@ -244,10 +253,10 @@ def answers(gateway: str, device: str) -> bool:
     return False
 
 
-def wait_for(place: Place, device: str, timeout: float) -> list[str]:
-    """Wait until a host has its place on the LAN, and return what is still missing."""
-    deadline = time.monotonic() + timeout
+def wait_for(place: Place, device: str, deadline: float, caller: CallerWatch) -> list[str]:
+    """Wait until a host has its place on the LAN, and return what is still missing at the deadline, a time of ``monotonic``."""
     while True:
+        caller.check()
         lost = place.lost(read_place(device))
         if not lost:
             lost = [f"gateway {gateway}, which does not answer" for gateway in place.gateways if not answers(gateway, device)]
@@ -256,35 +265,18 @@ def wait_for(place: Place, device: str, timeout: float) -> list[str]:
         time.sleep(0.3)
 
 
-@dataclass(frozen=True)
-class Switch:
-    """A move of the host's place on the LAN from one interface to another.
-
-    Attributes:
-        source: The interface that has it.
-        target: The interface that gets it.
-        forward: Shell commands of the move.
-        backward: Shell commands that take it back.
-        save: Commands that make it last.
-        files: What the shell commands need, by name, in the directory ``WORK``.
-    """
-
-    source: str
-    target: str
-    forward: str
-    backward: str
-    save: list[list[str]]
-    files: dict[str, str]
-
-
 def to_bridge(bridge: str, nic: str) -> Switch:
     """Word the move from a NIC to the bridge.
 
     Raises:
         VmwError: The NIC's settings cannot be moved.
     """
-    mac = (SYS / nic / "address").read_text().strip()
     hint = "set `vmw_bridge_uplink: none` for a NAT network"
+    place = read_place(nic)
+    if not place.addresses or not place.gateways:
+        message = f"{nic} cannot be bridged: without an IPv4 or fixed IPv6 address and a gateway, a switch could not be verified"
+        raise VmwError(message, hint, "host_not_ready")
+    mac = (SYS / nic / "address").read_text().strip()
     if manager(nic) is Manager.NETWORK_MANAGER:
         uuid = nm_device(nic)["GENERAL.CON-UUID"]
         profile = nm_profile(uuid)
@@ -292,8 +284,14 @@ def to_bridge(bridge: str, nic: str) -> Switch:
         if refusal:
             message = f"{nic} cannot be bridged: its profile {profile.get('connection.id', uuid)} {refusal}"
             raise VmwError(message, hint, "host_not_ready")
-        forward = switches.nm_script(bridge, nic, mac, profile, plans.metric(all_routes(), nic))
-        return Switch(nic, bridge, forward, switches.nm_undo(bridge, nic, uuid), switches.nm_save(bridge, nic), {})
+        return Switch(
+            nic,
+            bridge,
+            forward=switches.nm_script(bridge, nic, mac, profile, plans.metric(all_routes(), nic)),
+            backward=switches.nm_undo(bridge, nic, uuid),
+            again=switches.nm_again(nic, uuid),
+            save=switches.nm_save(bridge, nic),
+        )
     state = networkd_state(nic)
     sources = [state["NETWORK_FILE"], *state.get("NETWORK_FILE_DROPINS", "").strip('"').split()]
     sections = tuple(section for source in sources for section in switches.parse_unit(Path(source).read_text()))
@@ -306,10 +304,11 @@ def to_bridge(bridge: str, nic: str) -> Switch:
     return Switch(
         nic,
         bridge,
-        switches.networkd_script(bridge, str(WORK), switches.RUNTIME_UNITS),
-        switches.networkd_undo(bridge, nic),
-        switches.networkd_save(bridge),
-        switches.networkd_files(bridge, nic, mac, sections, client_id),
+        forward=switches.networkd_script(bridge, str(WORK), switches.RUNTIME_UNITS),
+        backward=switches.networkd_undo(bridge),
+        again=switches.networkd_again(nic),
+        save=switches.networkd_save(bridge),
+        files=switches.networkd_files(bridge, nic, mac, sections, client_id),
     )
 
 
@@ -322,20 +321,27 @@ def to_nic(bridge: str, nic: str) -> Switch:
     names = switches.unit_names(bridge)
     found = [Path(switches.PERSISTENT_UNITS, name) for name in names]
     if all(file.is_file() for file in found):
-        backward = switches.networkd_script(bridge, str(WORK), switches.PERSISTENT_UNITS)
-        files = {file.name: file.read_text() for file in found}
-        return Switch(bridge, nic, switches.networkd_undo(bridge, nic), backward, [], files)
-    own = {switches.nm_uuid(name) for name in switches.nm_names(bridge, nic)}
-    candidates = []
-    for line in attempt("nmcli", "--terse", "--fields", "TIMESTAMP,TYPE,UUID", "connection", "show").splitlines():
-        timestamp, kind, uuid = line.split(":")
-        if kind == "802-3-ethernet" and uuid not in own and nm_profile(uuid).get("connection.interface-name", "") in ("", nic):
-            candidates.append((int(timestamp), uuid))
-    if not candidates:
+        return Switch(
+            bridge,
+            nic,
+            forward=switches.networkd_undo(bridge),
+            backward=switches.networkd_script(bridge, str(WORK), switches.PERSISTENT_UNITS),
+            again=switches.networkd_again(bridge),
+            files={file.name: file.read_text() for file in found},
+        )
+    mac = (SYS / nic / "address").read_text().strip() if link_exists(nic) else ""
+    uuid = switches.nm_own_profile(nm_profiles(), bridge, nic, mac)
+    if not uuid:
         message = f"NetworkManager has no profile for {nic} other than the bridge's port"
         raise VmwError(message, f"make one: `nmcli connection add type ethernet ifname {nic}`", "conflict")
-    forward, backward, save = switches.nm_leave(bridge, nic, max(candidates)[1])
-    return Switch(bridge, nic, forward, backward, save, {})
+    return switches.nm_leave(bridge, nic, uuid)
+
+
+def nm_profiles() -> list[tuple[int, str, dict[str, str]]]:
+    """Return when each of NetworkManager's profiles was last active, the device where it is active, and its properties."""
+    lines = attempt("nmcli", "--terse", "--fields", "TIMESTAMP,UUID,DEVICE", "connection", "show").splitlines()
+    fields = [line.split(":", 2) for line in lines]
+    return [(int(timestamp), device, nm_profile(uuid)) for timestamp, uuid, device in fields]
 
 
 def perform(switch: Switch, seconds: int) -> None:
@@ -346,89 +352,120 @@ def perform(switch: Switch, seconds: int) -> None:
         seconds: When systemd takes it back unless it was confirmed.
 
     Raises:
-        VmwError: The host would have lost its place on the LAN; it has it back.
+        VmwError: The host would have lost its place on the LAN.
     """
     place = read_place(switch.source)
     silent = [gateway for gateway in place.gateways if not answers(gateway, switch.source)]
     if silent:
         message = f"the gateway {silent[0]} does not answer on {switch.source}, so a switch could not be verified"
         raise VmwError(message, "check the cable and the network, then try again", "host_not_ready")
-    arm(switch, seconds)
-    subprocess.run(["/bin/sh", str(WORK / "forward")], capture_output=True, check=False)
-    lost = wait_for(place, switch.target, seconds / 2)
-    if not lost:
-        for argv in switch.save:
-            command(*argv)
-        lost = wait_for(place, switch.target, seconds / 4)
-    if lost:
-        take_back(switch, place, lost, seconds)
-    command("systemctl", "stop", f"{UNIT}.timer")
-    shutil.rmtree(WORK)
+    caller = CallerWatch()
+    begun = time.monotonic()
+    arm(switch, place, seconds)
+    try:
+        carry_out(switch, place, begun, seconds, caller)
+    except InterruptedByUserError:
+        attempt("systemctl", "start", "--no-block", f"{ROLLBACK_UNIT}.service")
+        raise
+    except VmwError as error:
+        take_back(seconds)
+        missing = wait_for(place, switch.source, time.monotonic(), caller)
+        message = f"{error.message}, so the switch was taken back"
+        if missing:
+            message += f"; {switch.source} has no {', no '.join(missing)} yet"
+        hint = "check the network; `vmw_bridge_uplink: none` gives the VMs a NAT network instead"
+        raise VmwError(message, hint) from error
+    for argv in switch.finish:
+        command(*argv)
 
 
-def arm(switch: Switch, seconds: int) -> None:
+def arm(switch: Switch, place: Place, seconds: int) -> None:
     """Have systemd take a switch back after a while, whatever becomes of this process."""
     WORK.mkdir(mode=0o700, exist_ok=True)
-    backward = f"{switch.backward}rm -r {WORK}\n"
+    backward = switches.rollback_script(switch, str(WORK), place.gateways)
     for name, content in {**switch.files, "forward": switch.forward, "backward": backward}.items():
         (WORK / name).write_text(content)
     command(
-        "systemd-run", f"--unit={UNIT}", f"--on-active={seconds}", "--timer-property=AccuracySec=1s",
+        "systemd-run", "--collect", f"--unit={ROLLBACK_UNIT}", f"--on-active={seconds}", "--timer-property=AccuracySec=1s",
         "--service-type=oneshot", "/bin/sh", str(WORK / "backward"),
     )  # fmt: skip
+    ARMED.touch()
 
 
-def take_back(switch: Switch, place: Place, lost: list[str], seconds: int) -> None:
-    """Take a switch back now.
+def carry_out(switch: Switch, place: Place, begun: float, seconds: int, caller: CallerWatch) -> None:
+    """Switch, verify, make it last, verify again and confirm, all before systemd's time is up.
+
+    Args:
+        switch: The move, armed.
+        place: What the source had.
+        begun: When systemd's time began, or a little before, by ``monotonic``.
+        seconds: How long it is.
+        caller: Whoever waits for the result.
 
     Raises:
-        VmwError: Always: what was lost.
+        VmwError: The target has not all of it, or the time is up.
     """
+    # A unit of its own ends neither with this process nor after its time.
+    attempt(
+        "systemd-run", "--quiet", "--wait", "--collect", f"--unit={FORWARD_UNIT}", "--service-type=exec",
+        f"--property=RuntimeMaxSec={500 * seconds}ms", "--property=TimeoutStopSec=1", "/bin/sh", str(WORK / "forward"),
+    )  # fmt: skip
+    verify(switch, place, begun + 0.75 * seconds, caller)
+    for argv in switch.save:
+        command(*argv)
+    verify(switch, place, begun + 0.9 * seconds, caller)
+    try:
+        ARMED.unlink()
+    except FileNotFoundError:
+        message = f"the switch took more than {seconds} seconds"
+        raise VmwError(message) from None
+    attempt("systemctl", "stop", f"{ROLLBACK_UNIT}.timer")
+    shutil.rmtree(WORK, ignore_errors=True)
+
+
+def verify(switch: Switch, place: Place, deadline: float, caller: CallerWatch) -> None:
+    """Wait for what the source had to be the target's.
+
+    Raises:
+        VmwError: Something is missing at the deadline.
+    """
+    lost = wait_for(place, switch.target, deadline, caller)
+    if lost:
+        message = f"without {switch.source} {switch.target} had no {', no '.join(lost)}"
+        raise VmwError(message)
+
+
+def take_back(seconds: int) -> None:
+    """Have systemd take an unconfirmed switch back now, and wait for the host's routes, but no longer than so many seconds."""
     # systemd runs it, so that it ends also when this process is ended.
-    attempt("systemctl", "start", f"{UNIT}.service")
-    attempt("systemctl", "stop", f"{UNIT}.timer")
-    missing = wait_for(place, switch.source, seconds / 2)
-    message = f"without {switch.source} {switch.target} had no {', no '.join(lost)}, so the switch was taken back"
-    if missing:
-        message += f"; {switch.source} has no {', no '.join(missing)} yet"
-    raise VmwError(message, "check the network; `vmw_bridge_uplink: none` gives the VMs a NAT network instead")
+    attempt("timeout", str(seconds), "systemctl", "start", f"{ROLLBACK_UNIT}.service")
 
 
-def refuse_unfinished() -> None:
-    """Refuse to work while an earlier switch is unconfirmed.
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Have another run wait, which would take the switch of this one for an interrupted one."""
+    with LOCK.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def settle(*, check_mode: bool) -> None:
+    """Take back what an interrupted run has left.
 
     Raises:
-        VmwError: systemd still holds it.
+        VmwError: It is not taken back yet.
     """
-    states = attempt("systemctl", "show", "--property=ActiveState", "--value", f"{UNIT}.timer", f"{UNIT}.service")
-    if set(states.split()) & {"active", "activating"}:
-        message = "an earlier switch of the bridge was interrupted and is about to be taken back"
-        raise VmwError(message, "try again in a minute", "conflict")
-
-
-def saved(bridge: str, nic: str) -> bool:
-    """Tell whether the bridge outlasts a reboot."""
-    if any(Path(switches.RUNTIME_UNITS, name).exists() for name in switches.unit_names(bridge)):
-        return False
-    own = {switches.nm_uuid(name) for name in switches.nm_names(bridge, nic)}
-    for line in attempt("nmcli", "--terse", "--fields", "UUID,FILENAME", "connection", "show").splitlines():
-        uuid, _, file = line.partition(":")
-        # Where netplan stores NetworkManager's profiles, NetworkManager reads them from /run as well.
-        if uuid in own and file.startswith("/run/") and "/netplan-" not in file:
-            return False
-    return True
-
-
-def save_commands(bridge: str, nic: str) -> list[list[str]]:
-    """Return the commands that make a bridge last that an interrupted run has left."""
-    if any(Path(switches.RUNTIME_UNITS, name).exists() for name in switches.unit_names(bridge)):
-        return switches.networkd_save(bridge)
-    return switches.nm_save(bridge, nic)
+    if not check_mode and WORK.exists():
+        take_back(SETTLE_SECONDS)
+    state = attempt("systemctl", "show", "--property=ActiveState", "--value", f"{ROLLBACK_UNIT}.service").strip()
+    if ARMED.exists() or state == "activating":
+        message = "an earlier switch of the bridge was interrupted and is not taken back yet"
+        hint = "without --check it is taken back first" if check_mode else "check the cable and the network, then try again"
+        raise VmwError(message, hint, "conflict")
 
 
 def leave_nat(network: str, uri: str) -> None:
-    """Remove libvirt's NAT network, which no VM uses."""
-    attempt("virsh", "--connect", uri, "net-destroy", network)
+    """Remove libvirt's NAT network, which the switch has stopped; to stop it now could take the bridge from the host."""
     command("virsh", "--connect", uri, "net-undefine", network)
 
 
@@ -449,24 +486,26 @@ def decide(uplink: str, name: str, host: Host) -> tuple[Plan, Switch | None]:
 
 def configure(module: AnsibleModule) -> dict[str, Any]:
     """Do the module's work and return its results."""
+    with contextlib.nullcontext() if module.check_mode else alone():
+        settle(check_mode=module.check_mode)
+        return _configure(module)
+
+
+def _configure(module: AnsibleModule) -> dict[str, Any]:
+    """Do the module's work where no other run is under way."""
     name, uplink, network, uri = (module.params[key] for key in ("name", "uplink", "network", "libvirt_uri"))
-    refuse_unfinished()
     host = read_host(name, network, uri, uplink)
     plan, switch = decide(uplink, name, host)
-    unsaved = plan.mode is Mode.LAN and plan.keep and not saved(name, plan.nic)
     if not module.check_mode:
+        if switch:
+            perform(switches.leaving_nat(switch, network, uri) if plan.leave is Mode.NAT else switch, module.params["rollback"])
         if plan.leave is Mode.NAT:
             leave_nat(network, uri)
-        if switch:
-            perform(switch, module.params["rollback"])
-        if unsaved:
-            for argv in save_commands(name, plan.nic):
-                command(*argv)
     if plan.reason:
         module.warn(f"the VMs get NAT instead of the LAN: {plan.reason}" if plan.mode is Mode.NAT else plan.reason)
     taken = (*(route.destination for route in host.routes), *all_addresses())
     return {
-        "changed": switch is not None or unsaved,
+        "changed": switch is not None or plan.leave is not None,
         "mode": plan.mode.value,
         "nic": plan.nic if plan.mode is Mode.LAN else "",
         "reason": plan.reason,

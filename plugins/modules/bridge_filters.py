@@ -112,8 +112,8 @@ def asks_for_filter(text: str) -> bool:
 
 def asked_for(own: set[str]) -> list[str]:
     """Return the files other than ours that have bridged frames filtered."""
-    files = (file for directory in SYSCTL_DIRECTORIES for file in sorted(Path(directory).glob("*.conf")))
-    return [str(file) for file in files if str(file) not in own and asks_for_filter(file.read_text())]
+    files = (file for directory in SYSCTL_DIRECTORIES for file in sorted(Path(directory).glob("*.conf")) if file.is_file())
+    return [str(file) for file in files if str(file) not in own and asks_for_filter(file.read_text(errors="replace"))]
 
 
 def configure(module: AnsibleModule) -> dict[str, Any]:

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from testbed.hostimage import NicManager
-    from testbed.roles import RoleHost
+    from testbed.roles import Play, RoleHost
 
 NIC = hostimage.NIC
 ROLLBACK_S = 16
 LONG_ROLLBACK_S = 50
+LEASE_S = 60
 
 RESOLVE_THE_MIRROR = (
     "getent hosts $(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null"
@@ -99,13 +100,43 @@ def host(request: pytest.FixtureRequest, new_host: Callable[[NicManager], RoleHo
     return new_host(request.param)
 
 
-def kill_module(host: RoleHost) -> None:
-    """Kill the module at work on the host, at once: from outside, by its process id."""
+def has_moved(host: RoleHost) -> bool:
+    """Tell whether the NIC is a port of the bridge, as the host's own sysfs has it."""
+    return Path(f"/proc/{host.container.leader}/root/sys/class/net/{NIC}/master").resolve().name == "br0"
+
+
+def signal_module(host: RoleHost, number: signal.Signals) -> None:
+    """Signal the module at work on the host: from outside, by its process id."""
     namespace = Path(f"/proc/{host.container.leader}/ns/pid").readlink()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (process / "ns/pid").readlink() == namespace and b"AnsiballZ_bridge" in (process / "cmdline").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
+                os.kill(int(process.name), number)
+
+
+def play_interrupted(host: RoleHost, moment: Callable[[RoleHost], bool], number: signal.Signals, seconds: int) -> Play:
+    """Play the role, and signal the module once the moment has come."""
+    done = threading.Event()
+
+    def interrupt() -> None:
+        while not moment(host):
+            time.sleep(0.02)
+        signal_module(host, number)
+        done.set()
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    play = host.play("bridge", vmw_bridge_uplink="auto", bridge_rollback_seconds=seconds)
+    assert done.wait(1), play.output[-3000:]
+    return play
+
+
+def wait_until_taken_back(host: RoleHost, seconds: float) -> None:
+    """Wait until nothing of the switch is left."""
+    deadline = time.monotonic() + seconds
+    while (has_bridge(host) or traces(host)) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    assert not has_bridge(host)
+    assert traces(host) == ""
 
 
 class Outage:
@@ -147,35 +178,45 @@ def test_router_that_goes_away_during_the_switch_leaves_the_host_as_it_was(host:
     while has_bridge(host) and time.monotonic() < deadline:
         time.sleep(0.3)
     assert not has_bridge(host)
+    # The managers ask ever more seldom by now.
+    time.sleep(2 * ROLLBACK_S)
     outage.finish()
-    # NetworkManager asks for a lease again only after a while, on its own as well.
-    assert wait_for_address(host, NIC, 360) == before.address
+    assert wait_for_address(host, NIC, LEASE_S) == before.address
+    wait_until_taken_back(host, LEASE_S)
     assert place(host, NIC) == before
-    assert "05-vmw" not in traces(host)
-    assert "br0" not in traces(host)
 
 
-def test_module_that_is_killed_during_the_switch_leaves_the_host_as_it_was(host: RoleHost) -> None:
+def test_module_that_is_killed_after_the_move_leaves_the_host_as_it_was(host: RoleHost) -> None:
     before = place(host, NIC)
-
-    def kill() -> None:
-        while not has_bridge(host):
-            time.sleep(0.02)
-        kill_module(host)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    play = host.play("bridge", vmw_bridge_uplink="auto", bridge_rollback_seconds=LONG_ROLLBACK_S)
-    killer.join(5)
+    play = play_interrupted(host, has_moved, signal.SIGKILL, ROLLBACK_S)
     assert play.exit_code != 0
     assert has_bridge(host)
-    again = host.play("bridge", vmw_bridge_uplink="auto")
-    assert "about to be taken back" in again.failure
-    deadline = time.monotonic() + LONG_ROLLBACK_S
-    while has_bridge(host) and time.monotonic() < deadline:
+    wait_until_taken_back(host, 3 * ROLLBACK_S)
+    assert place(host, NIC) == before
+
+
+def test_module_that_is_asked_to_end_takes_the_switch_back_at_once(host: RoleHost) -> None:
+    before = place(host, NIC)
+    play = play_interrupted(host, has_moved, signal.SIGTERM, LONG_ROLLBACK_S)
+    assert play.exit_code != 0
+    wait_until_taken_back(host, LONG_ROLLBACK_S / 2)
+    assert place(host, NIC) == before
+
+
+def test_next_run_takes_back_what_a_killed_one_has_left_and_goes_on(host: RoleHost) -> None:
+    before = place(host, NIC)
+    # NetworkManager's bridge is there before the NIC moves.
+    play = play_interrupted(host, has_bridge, signal.SIGKILL, LONG_ROLLBACK_S)
+    assert play.exit_code != 0
+    deadline = time.monotonic() + LEASE_S
+    while not (host.address() or host.address("br0")) and time.monotonic() < deadline:
         time.sleep(0.3)
+    foreseen = host.play("bridge", check=True, vmw_bridge_uplink="none")
+    assert "was interrupted and is not taken back yet" in foreseen.failure
+    again = host.play("bridge", vmw_bridge_uplink="none")
+    assert again.exit_code == 0, again.output[-3000:]
     assert not has_bridge(host)
-    assert wait_for_address(host, NIC, 60) == before.address
+    assert traces(host) == ""
     assert place(host, NIC) == before
 
 
@@ -201,7 +242,7 @@ def test_switch_keeps_address_route_and_name_servers(host: RoleHost) -> None:
     assert host.run("cat /sys/class/net/br0/bridge/stp_state") == "0"
     assert host.run(f"basename $(readlink /sys/class/net/{NIC}/master)") == "br0"
     assert host.run(RESOLVE_THE_MIRROR)
-    assert "vmw-bridge-rollback" not in traces(host)
+    assert "vmw-bridge" not in traces(host)
 
 
 def test_network_managers_profiles_have_the_promised_names(host: RoleHost) -> None:

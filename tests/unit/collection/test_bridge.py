@@ -35,15 +35,18 @@ def test_links_are_read_with_what_iproute2_knows_and_what_it_does_not() -> None:
             {"ifname": "enp1s0", "link_type": "ether", "address": "52:54:00:00:00:01", "master": "br0"},
             {"ifname": "wlp2s0", "link_type": "ether", "address": "52:54:00:00:00:02"},
             {"ifname": "br0", "link_type": "ether", "address": "52:54:00:00:00:01", "linkinfo": {"info_kind": "bridge"}},
+            {"ifname": "v20", "link_type": "ether", "link": "enp1s0", "linkinfo": {"info_kind": "vlan"}},
+            {"ifname": "veth0", "link_type": "ether", "link": "enp1s0", "linkinfo": {"info_kind": "veth"}},
             {},
         ]
     )
     links = bridge.parse_links(text, frozenset({"wlp2s0"}))
-    assert list(links) == ["lo", "enp1s0", "wlp2s0", "br0"]
+    assert list(links) == ["lo", "enp1s0", "wlp2s0", "br0", "v20", "veth0"]
     assert links["enp1s0"] == Link("enp1s0", "52:54:00:00:00:01", controller="br0")
     assert links["wlp2s0"].wireless
     assert not links["lo"].ethernet
     assert links["br0"].kind == "bridge"
+    assert [link.name for link in links.values() if link.lower == "enp1s0"] == ["v20"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[{}]"])
@@ -151,9 +154,15 @@ def test_what_was_lost_is_named() -> None:
     ],
 )
 def test_fitness_of_a_nic(link: Link | None, manager: Manager, reason: str) -> None:
-    found = bridge.unfit(link, "enp1s0", manager, "br0")
+    found = bridge.unfit("enp1s0", host(*([link] if link else []), enp1s0=manager), "br0")
     assert reason in found
     assert bool(found) == bool(reason)
+
+
+def test_nic_that_carries_other_interfaces_is_unfit() -> None:
+    stacked = (Link("enp1s0.20", kind="vlan", lower="enp1s0"), Link("mac0", kind="macvlan", lower="enp1s0"))
+    found = bridge.unfit("enp1s0", host(WIRED, *stacked, enp1s0=Manager.NETWORK_MANAGER), "br0")
+    assert found == "enp1s0 carries enp1s0.20, mac0, which a bridge would cut off"
 
 
 def test_default_routes_are_ordered_by_family_and_metric() -> None:
@@ -271,6 +280,12 @@ def test_lan_whose_nic_is_away_is_kept_and_that_is_said(state: Host) -> None:
 def test_named_nic_replaces_nat_and_none_replaces_lan() -> None:
     assert bridge.make_plan("enp1s0", "br0", NAT) == Plan(Mode.LAN, "enp1s0", leave=Mode.NAT)
     assert bridge.make_plan("none", "br0", LAN) == Plan(Mode.NAT, "enp1s0", leave=Mode.LAN)
+
+
+@pytest.mark.parametrize(("network_bridge", "leave"), [("br0", Mode.NAT), ("virbr7", None)])
+def test_lan_that_a_killed_run_made_still_has_to_leave_nat(network_bridge: str, leave: Mode | None) -> None:
+    state = host(*LAN.links.values(), uplink="enp1s0", network_bridge=network_bridge)
+    assert bridge.make_plan("auto", "br0", state) == Plan(Mode.LAN, "enp1s0", leave=leave, keep=True)
 
 
 @pytest.mark.parametrize(("uplink", "state"), [("enp1s0", NAT_WITH_VM), ("none", LAN_WITH_VM)])

@@ -68,3 +68,12 @@ def test_file_that_asks_for_filtered_frames(text: str, asks: bool) -> None:  # n
 
 def test_own_settings_do_not_ask_for_filtered_frames() -> None:
     assert not any(bridge_filters.asks_for_filter(text) for text in bridge_filters.filter_files("br0").values())
+
+
+def test_files_that_cannot_be_read_as_text_are_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge_filters, "SYSCTL_DIRECTORIES", (str(tmp_path),))
+    (tmp_path / "10-dangling.conf").symlink_to(tmp_path / "away")
+    (tmp_path / "20-directory.conf").mkdir()
+    asking = tmp_path / "30-latin1.conf"
+    asking.write_bytes("# f\u00fcr Docker\nnet.bridge.bridge-nf-call-iptables = 1\n".encode("latin-1"))
+    assert bridge_filters.asked_for(set()) == [str(asking)]

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import bridge_switch as switch
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAC = "52:54:00:00:00:01"
 NETWORK = """\
@@ -14,6 +19,7 @@ Name=en*
 
 [Link]
 MTUBytes=9000
+RequiredForOnline=routable
 
 [Network]
 Address=10.0.0.5/24
@@ -63,11 +69,16 @@ def test_nic_that_is_tied_to_another_interface(line: str, key: str) -> None:
 def test_networkd_bridge_takes_over_mac_and_settings() -> None:
     files = switch.networkd_files("br0", "enp1s0", MAC, switch.parse_unit(NETWORK))
     device, network, uplink = (switch.parse_unit(files[name]) for name in switch.unit_names("br0"))
-    assert dict(device[0][1]) == {"Name": "br0", "Kind": "bridge", "MACAddress": MAC}
+    assert dict(device[0][1]) == {"Name": "br0", "Kind": "bridge", "MACAddress": MAC, "MTUBytes": "9000"}
     assert dict(device[1][1])["STP"] == "no"
     assert network[0] == ("Match", (("Name", "br0"),))
-    assert network[1:] == switch.parse_unit(NETWORK)[2:]
-    assert uplink == (("Match", (("Name", "enp1s0"),)), ("Network", (("Bridge", "br0"),)))
+    assert network[1] == ("Link", (("RequiredForOnline", "routable"),))
+    assert network[2:] == switch.parse_unit(NETWORK)[2:]
+    assert uplink == (
+        ("Match", (("Name", "enp1s0"),)),
+        ("Link", (("RequiredForOnline", "no"), ("MTUBytes", "9000"))),
+        ("Network", (("Bridge", "br0"),)),
+    )
 
 
 def test_networkd_files_win_over_netplans_and_the_users() -> None:
@@ -91,10 +102,10 @@ def test_networkd_is_switched_at_run_time_and_undone_in_both_places() -> None:
     forward = switch.networkd_script("br0", "/run/work", switch.RUNTIME_UNITS)
     assert forward.endswith("networkctl reload\n")
     assert "/etc" not in forward
-    removed = shlex.split(switch.networkd_undo("br0", "enp1s0").splitlines()[0])[2:]
+    removed = shlex.split(switch.networkd_undo("br0").splitlines()[0])[2:]
     assert Counter(path.rpartition("/")[2] for path in removed) == dict.fromkeys(switch.unit_names("br0"), 2)
     assert {path.split("/")[1] for path in removed} == {"etc", "run"}
-    assert switch.networkd_undo("br0", "enp1s0").endswith("networkctl reconfigure enp1s0\n")
+    assert switch.networkd_undo("br0").endswith("networkctl reload\n")
 
 
 PROFILE = {
@@ -170,10 +181,30 @@ def test_network_manager_profiles_are_told_apart_from_others_of_the_same_name() 
     assert len({switch.nm_uuid(name) for name in ("br0", "br1", "br0-slave-enp1s0", "br0-slave-enp2s0")}) == 4
 
 
-def test_network_manager_undo_removes_both_and_activates_the_nics_own() -> None:
+def test_network_manager_undo_activates_the_nics_own_and_removes_both() -> None:
     lines = [shlex.split(line) for line in switch.nm_undo("br0", "enp1s0", "own-uuid").splitlines()]
-    assert [line[-1] for line in lines[:2]] == [switch.nm_uuid("br0-slave-enp1s0"), switch.nm_uuid("br0")]
-    assert lines[2][lines[2].index("uuid") + 1] == "own-uuid"
+    assert lines[0][-8:] == ["--wait", "0", "connection", "up", "uuid", "own-uuid", "ifname", "enp1s0"]
+    assert [line[-1] for line in lines[1:]] == [switch.nm_uuid("br0-slave-enp1s0"), switch.nm_uuid("br0")]
+
+
+@pytest.mark.parametrize(("active", "activations"), [("own-uuid", 0), (switch.nm_uuid("br0-slave-enp1s0"), 1), ("", 1)])
+def test_network_manager_undo_does_not_cut_a_nic_that_never_moved(tmp_path: Path, active: str, activations: int) -> None:
+    log = run_script(tmp_path, switch.nm_undo("br0", "enp1s0", "own-uuid"), nmcli=f"echo {active}")
+    assert sum("connection up" in line for line in log) == activations
+
+
+@pytest.mark.parametrize(
+    ("state", "in_use"),
+    [
+        ("100 (connected)", True),
+        ("70 (connecting (getting IP configuration))", True),
+        ("30 (disconnected)", False),
+        ("10 (unmanaged)", False),
+        ("110 (deactivating)", False),
+    ],
+)
+def test_network_manager_device_that_is_in_use(state: str, in_use: bool) -> None:  # noqa: FBT001
+    assert switch.nm_has_ip(state) is in_use
 
 
 def test_network_manager_saves_both() -> None:
@@ -184,14 +215,113 @@ def test_network_manager_saves_both() -> None:
 
 
 def test_network_manager_leaves_the_bridge_before_deleting_it() -> None:
-    forward, backward, save = switch.nm_leave("br0", "enp1s0", "own-uuid")
-    assert "delete" not in forward
-    assert "--temporary" in forward
-    assert forward.endswith("uuid own-uuid ifname enp1s0\n")
-    assert switch.nm_uuid("br0-slave-enp1s0") in backward.splitlines()[-1]
-    assert all("delete" in command for command in save)
+    leave = switch.nm_leave("br0", "enp1s0", "own-uuid")
+    assert "delete" not in leave.forward
+    assert "--temporary" in leave.forward
+    assert "up uuid own-uuid ifname enp1s0\n" in leave.forward
+    assert switch.nm_uuid("br0-slave-enp1s0") in leave.backward.splitlines()[-1]
+    assert leave.save == []
+    assert all("delete" in command for command in leave.finish)
+
+
+def candidate(timestamp: int, uuid: str, device: str = "", **properties: str) -> tuple[int, str, dict[str, str]]:
+    names = {"name": "connection.interface-name", "mac": "802-3-ethernet.mac-address", "type": "connection.type"}
+    values = {"type": "802-3-ethernet", **properties}
+    return timestamp, device, {"connection.uuid": uuid, **{names[key]: value for key, value in values.items()}}
+
+
+@pytest.mark.parametrize(
+    ("profiles", "uuid"),
+    [
+        ([], ""),
+        ([candidate(1, "old"), candidate(2, "new")], "new"),
+        ([candidate(1, "bound", name="enp1s0"), candidate(2, "any")], "bound"),
+        ([candidate(1, "bound", mac=MAC.upper()), candidate(2, "any")], "bound"),
+        ([candidate(1, "any"), candidate(2, "other", name="enp2s0"), candidate(3, "third", mac="52:54:00:00:00:09")], "any"),
+        ([candidate(1, "any"), candidate(2, "in-use", "enp2s0")], "any"),
+        ([candidate(1, "any"), candidate(2, "wifi", type="802-11-wireless")], "any"),
+        ([candidate(2, "own", "enp1s0"), candidate(1, "any")], "own"),
+        ([candidate(1, switch.nm_uuid("br0-slave-enp1s0"), "enp1s0", name="enp1s0")], ""),
+    ],
+)
+def test_network_manager_profile_that_the_nic_goes_back_to(profiles: list[tuple[int, str, dict[str, str]]], uuid: str) -> None:
+    assert switch.nm_own_profile(profiles, "br0", "enp1s0", MAC) == uuid
 
 
 def test_words_of_a_script_are_quoted() -> None:
     script = switch.nm_script("br0", "enp1s0", MAC, {**PROFILE, "connection.zone": "a b; reboot"}, 0)
     assert "a b; reboot" in shlex.split(script.splitlines()[0])
+
+
+# --- the rollback --------------------------------------------------------------------------------------------------
+
+FAKES = ("ip", "nmcli", "sleep", "systemctl", "virsh")
+MOVE = switch.Switch("enp1s0", "br0", forward="nmcli forward\n", backward="nmcli undo\n", again="nmcli again")
+
+
+def run_script(directory: Path, script: str, **fakes: str) -> list[str]:
+    """Run a script with programs in place of the real ones that write down what they are asked, and answer as they are told."""
+    log = directory / "log"
+    log.touch()
+    for name in FAKES:
+        program = directory / name
+        program.write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{fakes.get(name, "")}\n')
+        program.chmod(0o755)
+    subprocess.run(["/bin/sh", "-c", script], env={"PATH": f"{directory}:/usr/bin:/bin"}, check=True, timeout=60)
+    return log.read_text().splitlines()
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    directory = tmp_path / "work"
+    directory.mkdir()
+    (directory / switch.ARMED).touch()
+    return directory
+
+
+def test_rollback_stops_what_is_late_before_it_undoes(tmp_path: Path, work: Path) -> None:
+    log = run_script(tmp_path, switch.rollback_script(MOVE, str(work), ["10.0.0.1"]), ip="echo default via 10.0.0.1")
+    stop, undo = log[:2]
+    assert shlex.split(stop)[2:] == [f"{switch.ROLLBACK_UNIT}.timer", f"{switch.FORWARD_UNIT}.service"]
+    assert undo == "nmcli undo"
+    assert not any("again" in line for line in log)
+    assert not work.exists()
+
+
+def test_rollback_of_a_confirmed_switch_undoes_nothing(tmp_path: Path, work: Path) -> None:
+    (work / switch.ARMED).unlink()
+    log = run_script(tmp_path, switch.rollback_script(MOVE, str(work), ["10.0.0.1"]))
+    assert [line.split()[0] for line in log] == ["systemctl"]
+
+
+def test_rollback_starts_the_manager_anew_until_the_route_is_there(tmp_path: Path, work: Path) -> None:
+    there = f'[ "$(grep -c again {tmp_path}/log)" -lt 3 ] || echo default via 10.0.0.1'
+    log = run_script(tmp_path, switch.rollback_script(MOVE, str(work), ["10.0.0.1"]), ip=there)
+    assert log.count("nmcli again") == 3
+    assert log.count(f"sleep {switch.LOOK_SECONDS}") == 3 * switch.LOOKS_PER_ATTEMPT + 1
+
+
+def test_rollback_does_not_wait_for_ever(tmp_path: Path, work: Path) -> None:
+    script = switch.rollback_script(switch.leaving_nat(MOVE, "vmw", "qemu:///system"), str(work), ["10.0.0.1"])
+    log = run_script(tmp_path, script)
+    assert log.count(f"sleep {switch.LOOK_SECONDS}") == switch.LOOKS
+    assert log[-1].endswith("net-start vmw")
+
+
+@pytest.mark.parametrize(
+    ("gateways", "families"), [([], []), (["fe80::1"], ["-6"]), (["10.0.0.1", "10.0.0.2", "fe80::1"], ["-4", "-6"])]
+)
+def test_rollback_waits_for_the_families_that_had_a_route(
+    tmp_path: Path, work: Path, gateways: list[str], families: list[str]
+) -> None:
+    log = run_script(tmp_path, switch.rollback_script(MOVE, str(work), gateways), ip="echo default")
+    assert [line.split()[1] for line in log if line.startswith("ip ")] == families
+
+
+def test_nat_network_is_stopped_for_the_switch_and_started_when_it_is_taken_back(tmp_path: Path, work: Path) -> None:
+    move = switch.leaving_nat(MOVE, "vmw", "qemu:///system")
+    forward = run_script(tmp_path, move.forward)
+    assert forward == ["virsh --connect qemu:///system net-destroy vmw", "nmcli forward"]
+    log = run_script(tmp_path, switch.rollback_script(move, str(work), ["10.0.0.1"]), ip="echo default")
+    assert log[-1] == "virsh --connect qemu:///system net-start vmw"
+    assert not any("undefine" in line for line in log)
