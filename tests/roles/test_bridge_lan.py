@@ -34,6 +34,14 @@ RESOLVE_THE_MIRROR = (
 )
 """Asks DNS for the host of the machine's own package mirror, whatever that is."""
 
+LIBVIRT_URI = "network:///system"
+VIRSH = f"virsh --connect {LIBVIRT_URI}"
+NAT_ADDRESS = "192.168.150.1/24"
+NAT_NETWORK = (
+    '<network><name>vmw</name><forward mode="nat"/><bridge name="br0"/>'
+    '<ip address="192.168.150.1" netmask="255.255.255.0"/></network>'
+)
+
 
 # What a person with a fixed address would write, with a second address and a route of their own.
 STATIC = {
@@ -102,7 +110,8 @@ def host(request: pytest.FixtureRequest, new_host: Callable[[NicManager], RoleHo
 
 def has_moved(host: RoleHost) -> bool:
     """Tell whether the NIC is a port of the bridge, as the host's own sysfs has it."""
-    return Path(f"/proc/{host.container.leader}/root/sys/class/net/{NIC}/master").resolve().name == "br0"
+    master = Path(f"/proc/{host.container.leader}/root/sys/class/net/{NIC}/master")
+    return master.is_symlink() and master.readlink().name == "br0"
 
 
 def signal_module(host: RoleHost, number: signal.Signals) -> None:
@@ -140,7 +149,7 @@ def wait_until_taken_back(host: RoleHost, seconds: float) -> None:
 
 
 class Outage:
-    """The LAN's router goes away at the moment when the bridge appears."""
+    """The LAN's router goes away at the moment when the NIC has moved."""
 
     def __init__(self, host: RoleHost) -> None:
         self.host = host
@@ -152,7 +161,7 @@ class Outage:
         self.thread.start()
 
     def _wait(self) -> None:
-        while not has_bridge(self.host):
+        while not has_moved(self.host):
             time.sleep(0.02)
         end(self.pid)
         self._ip("address", "flush")
@@ -318,6 +327,15 @@ def test_nic_that_nobody_runs_is_refused_by_name_and_passed_over_by_auto(host: R
         host.run("ip link delete spare")
 
 
+def test_nic_that_carries_a_vlan_is_refused(host: RoleHost) -> None:
+    host.run(f"ip link add link {NIC} name vlan20 type vlan id 20")
+    try:
+        assert f"{NIC} carries vlan20" in host.play("bridge", vmw_bridge_uplink=NIC).failure
+        assert not has_bridge(host)
+    finally:
+        host.run("ip link delete vlan20")
+
+
 def test_fixed_addresses_and_routes_are_kept_both_ways(host: RoleHost) -> None:
     gateway = host.container.network.gateway
     prefix = gateway.rpartition(".")[0]
@@ -331,3 +349,26 @@ def test_fixed_addresses_and_routes_are_kept_both_ways(host: RoleHost) -> None:
         assert place(host, device) == before
         assert values["second"] in host.outside("ip", "-4", "address", "show", "dev", device)
         assert f"via {gateway} dev {device}" in host.outside("ip", "route", "show", "10.99.0.0/16")
+
+
+def test_nat_network_ends_only_with_a_switch_that_works(host: RoleHost) -> None:
+    host.run("apt-get -qq install --no-install-recommends libvirt-clients libvirt-daemon libvirt-daemon-driver-network")
+    host.run(f"echo '{NAT_NETWORK}' > /root/vmw.xml && {VIRSH} net-define /root/vmw.xml && {VIRSH} net-start vmw")
+    before = place(host, NIC)
+    outage = Outage(host)
+    settings: dict[str, Any] = {"vmw_libvirt_uri": LIBVIRT_URI, "vmw_bridge_uplink": NIC, "bridge_rollback_seconds": ROLLBACK_S}
+    play = host.play("bridge", **settings)
+    assert outage.seen.wait(1), play.output[-3000:]
+    assert play.exit_code != 0
+    outage.finish()
+    assert wait_for_address(host, NIC, LEASE_S) == before.address
+    deadline = time.monotonic() + LEASE_S
+    while traces(host) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    assert host.run(f"{VIRSH} net-list --name") == "vmw"
+    assert host.address("br0") == NAT_ADDRESS
+    assert place(host, NIC) == before
+    play = host.play("bridge", **settings)
+    assert play.exit_code == 0, play.output[-3000:]
+    assert place(host, "br0") == before
+    assert host.run(f"{VIRSH} net-list --all --name") == ""
