@@ -263,9 +263,9 @@ def parse_nm(text: str) -> dict[str, str]:
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
 
 
-def nm_has_ip(state: str) -> bool:
-    """Tell whether a device is in use: from ``70 (connecting (getting IP configuration))`` to ``100 (connected)``."""
-    return 70 <= int(state.split(maxsplit=1)[0]) <= 100  # noqa: PLR2004 - NetworkManager's own numbers
+def nm_at_work(state: str) -> bool:
+    """Tell whether NetworkManager still sets a device up: from ``40 (connecting (prepare))``, but not ``100 (connected)``."""
+    return 40 <= int(state.split(maxsplit=1)[0]) < 100  # noqa: PLR2004 - NetworkManager's own numbers
 
 
 def nm_unfit(profile: dict[str, str]) -> str:

@@ -127,6 +127,7 @@ WORK = Path("/run/vmw-bridge")
 ARMED = WORK / switches.ARMED
 LOCK = Path("/run/vmw-bridge.lock")
 SETTLE_SECONDS = 120
+MANAGER_SECONDS = 10
 RESOLVED = Path("/run/systemd/resolve/resolv.conf")
 DISCARD_PORT = 9
 
@@ -169,7 +170,7 @@ def read_host(name: str, network: str, uri: str, extra: str) -> Host:
     return Host(
         links=links,
         routes=routes,
-        managers={nic: manager(nic) for nic in names if nic in links},
+        managers={nic: settled_manager(nic) for nic in names if nic in links},
         network_bridge=plans.parse_network_bridge(xml) if xml else "",
         uplink=our_uplink(name),
     )
@@ -178,12 +179,23 @@ def read_host(name: str, network: str, uri: str, extra: str) -> Host:
 def manager(nic: str) -> Manager:
     """Tell who runs a NIC."""
     state = nm_device(nic)
-    if state.get("GENERAL.CON-UUID") and switches.nm_has_ip(state["GENERAL.STATE"]):
+    if state.get("GENERAL.CON-UUID") and state["GENERAL.STATE"] == "100 (connected)":
         return Manager.NETWORK_MANAGER
     file = networkd_state(nic).get("NETWORK_FILE", "")
     if not file:
         return Manager.NOBODY
     return Manager.NETPLAN if "-netplan-" in file else Manager.NETWORKD
+
+
+def settled_manager(nic: str) -> Manager:
+    """Tell who runs a NIC, once nobody is at work on it; that takes a moment after a boot or a rollback."""
+    deadline = time.monotonic() + MANAGER_SECONDS
+    while time.monotonic() < deadline:
+        state = nm_device(nic).get("GENERAL.STATE", "")
+        if not (state and switches.nm_at_work(state)) and link_state(nic).get("ADMIN_STATE") not in {"pending", "configuring"}:
+            break
+        time.sleep(0.3)
+    return manager(nic)
 
 
 def nm_device(nic: str) -> dict[str, str]:
@@ -205,10 +217,15 @@ def key_values(file: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
+def link_state(nic: str) -> dict[str, str]:
+    """Read what systemd-networkd says about an interface."""
+    return key_values(NETIF / "links" / (SYS / nic / "ifindex").read_text().strip())
+
+
 def networkd_state(nic: str) -> dict[str, str]:
-    """Read what systemd-networkd says about a NIC."""
-    state = key_values(NETIF / "links" / (SYS / nic / "ifindex").read_text().strip())
-    return state if state.get("ADMIN_STATE") in {"configuring", "configured"} else {}
+    """Read what systemd-networkd says about a NIC that it runs."""
+    state = link_state(nic)
+    return state if state.get("ADMIN_STATE") == "configured" else {}
 
 
 def our_uplink(bridge: str) -> str:

@@ -115,11 +115,13 @@ def has_moved(host: RoleHost) -> bool:
 
 
 def signal_module(host: RoleHost, number: signal.Signals) -> None:
-    """Signal the module at work on the host: from outside, by its process id."""
+    """Signal the module at work on the host, and not the sudo and shell around it: from outside, by its process id."""
     namespace = Path(f"/proc/{host.container.leader}/ns/pid").readlink()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (process / "ns/pid").readlink() == namespace and b"AnsiballZ_bridge" in (process / "cmdline").read_bytes():
+            program, *words = (process / "cmdline").read_bytes().split(b"\0")
+            is_module = b"python" in program and any(b"AnsiballZ_bridge.py" in word for word in words)
+            if is_module and (process / "ns/pid").readlink() == namespace:
                 os.kill(int(process.name), number)
 
 

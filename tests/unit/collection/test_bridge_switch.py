@@ -194,17 +194,17 @@ def test_network_manager_undo_does_not_cut_a_nic_that_never_moved(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("state", "in_use"),
+    ("state", "at_work"),
     [
-        ("100 (connected)", True),
+        ("100 (connected)", False),
         ("70 (connecting (getting IP configuration))", True),
         ("30 (disconnected)", False),
         ("10 (unmanaged)", False),
         ("110 (deactivating)", False),
     ],
 )
-def test_network_manager_device_that_is_in_use(state: str, in_use: bool) -> None:  # noqa: FBT001
-    assert switch.nm_has_ip(state) is in_use
+def test_device_that_network_manager_still_sets_up(state: str, at_work: bool) -> None:  # noqa: FBT001
+    assert switch.nm_at_work(state) is at_work
 
 
 def test_network_manager_saves_both() -> None:
