@@ -353,7 +353,7 @@ def nm_own_profile(profiles: Iterable[tuple[int, str, dict[str, str]]], bridge: 
     """Return the UUID of the profile that a NIC can go back to, or nothing: one bound to it before one for any, the latest first.
 
     Args:
-        profiles: When each was last active, the device where it is active, and its properties.
+        profiles: When each wired one was last active, the device where it is active, and its properties.
         bridge: The bridge, whose profiles are out of the question.
         nic: The NIC.
         mac: Its MAC address.
@@ -364,7 +364,7 @@ def nm_own_profile(profiles: Iterable[tuple[int, str, dict[str, str]]], bridge: 
         name = profile.get("connection.interface-name", "")
         bound = profile.get("802-3-ethernet.mac-address", "").lower()
         fits = name in {"", nic} and bound in {"", mac.lower()} and device in {"", nic}
-        if fits and profile.get("connection.type") == "802-3-ethernet" and profile["connection.uuid"] not in ours:
+        if fits and profile["connection.uuid"] not in ours:
             found.append((bool(name or bound), timestamp, profile["connection.uuid"]))
     return max(found)[2] if found else ""
 

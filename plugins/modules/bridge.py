@@ -355,10 +355,10 @@ def to_nic(bridge: str, nic: str) -> Switch:
 
 
 def nm_profiles() -> list[tuple[int, str, dict[str, str]]]:
-    """Return when each of NetworkManager's profiles was last active, the device where it is active, and its properties."""
-    lines = attempt("nmcli", "--terse", "--fields", "TIMESTAMP,UUID,DEVICE", "connection", "show").splitlines()
-    fields = [line.split(":", 2) for line in lines]
-    return [(int(timestamp), device, nm_profile(uuid)) for timestamp, uuid, device in fields]
+    """Return when each wired profile of NetworkManager was last active, the device where it is active, and its properties."""
+    lines = attempt("nmcli", "--terse", "--fields", "TIMESTAMP,TYPE,UUID,DEVICE", "connection", "show").splitlines()
+    fields = [line.split(":", 3) for line in lines]
+    return [(int(timestamp), device, nm_profile(uuid)) for timestamp, kind, uuid, device in fields if kind == "802-3-ethernet"]
 
 
 def perform(switch: Switch, seconds: int) -> None:

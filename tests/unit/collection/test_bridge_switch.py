@@ -225,9 +225,8 @@ def test_network_manager_leaves_the_bridge_before_deleting_it() -> None:
 
 
 def candidate(timestamp: int, uuid: str, device: str = "", **properties: str) -> tuple[int, str, dict[str, str]]:
-    names = {"name": "connection.interface-name", "mac": "802-3-ethernet.mac-address", "type": "connection.type"}
-    values = {"type": "802-3-ethernet", **properties}
-    return timestamp, device, {"connection.uuid": uuid, **{names[key]: value for key, value in values.items()}}
+    names = {"name": "connection.interface-name", "mac": "802-3-ethernet.mac-address"}
+    return timestamp, device, {"connection.uuid": uuid, **{names[key]: value for key, value in properties.items()}}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +238,6 @@ def candidate(timestamp: int, uuid: str, device: str = "", **properties: str) ->
         ([candidate(1, "bound", mac=MAC.upper()), candidate(2, "any")], "bound"),
         ([candidate(1, "any"), candidate(2, "other", name="enp2s0"), candidate(3, "third", mac="52:54:00:00:00:09")], "any"),
         ([candidate(1, "any"), candidate(2, "in-use", "enp2s0")], "any"),
-        ([candidate(1, "any"), candidate(2, "wifi", type="802-11-wireless")], "any"),
         ([candidate(2, "own", "enp1s0"), candidate(1, "any")], "own"),
         ([candidate(1, switch.nm_uuid("br0-slave-enp1s0"), "enp1s0", name="enp1s0")], ""),
     ],
