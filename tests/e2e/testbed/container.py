@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 INSTANCES = cache.ROOT / "instances"
 BOOT_TIMEOUT_S = 120
+ROUTE_TIMEOUT_S = 60
 # nspawn needs a cgroup2 hierarchy; the build machine may have v1 mounted, which libvirt cannot use.
 LAUNCH = """
 umount -R /sys/fs/cgroup
@@ -152,7 +153,9 @@ class Container:
 
     def checkout(self, source: Path) -> None:
         """Put a clone of the git work tree `source`, with its uncommitted files, at ~/vmw."""
-        files = machine.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=source)
+        # Root may be at work in somebody else's clone, of which git is wary.
+        trusting = ["git", "-c", f"safe.directory={source.resolve()}"]
+        files = machine.run([*trusting, "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=source)
         present = "\0".join(name for name in files.split("\0") if name and os.path.lexists(source / name))
         archive = self.directory / "checkout.tar"
         machine.run(
@@ -185,7 +188,9 @@ class Container:
                 enter = ["nsenter", f"--target={self.leader}", "--all", "--"]
                 state = machine.run([*enter, "systemctl", "is-system-running"], check=False).strip()
                 if state == "running":
-                    machine.run([*enter, "sh", "-c", "until ip -4 route get 9.9.9.9; do sleep 0.2; done"])
+                    state = "running, without a route to the world"
+                    wait = "until ip -4 route get 9.9.9.9; do sleep 0.2; done"
+                    machine.run([*enter, "timeout", str(ROUTE_TIMEOUT_S), "sh", "-c", wait])
                     return
                 if state == "degraded":
                     state += "\n" + machine.run([*enter, "systemctl", "--failed", "--no-pager"])

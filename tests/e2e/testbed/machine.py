@@ -20,10 +20,13 @@ PACKAGES = (
     "dnsmasq-base",
     "e2fsprogs",
     "fdisk",
+    "git",
     "gnupg",
     "iproute2",
     "mmdebstrap",
     "nftables",
+    "openssh-client",
+    "procps",
     "qemu-utils",
     "systemd-container",
     "util-linux",
@@ -32,6 +35,7 @@ PACKAGES = (
 PROGRAMS = (
     "apt-ftparchive",
     "dnsmasq",
+    "git",
     "gpg",
     "ip",
     "mkfs.ext4",
@@ -41,8 +45,13 @@ PROGRAMS = (
     "nsenter",
     "qemu-img",
     "sfdisk",
+    "ssh",
+    "ssh-keygen",
+    "sysctl",
     "systemd-nspawn",
 )
+# An ordinary login's PATH, which sudo or su may keep, has not root's programs.
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 class TestbedError(Exception):
@@ -89,7 +98,7 @@ def run(
             errors="replace",
             check=False,
             cwd=cwd,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "PATH": PATH, **(env or {})},
         )
     except FileNotFoundError as error:
         message = f"{error.filename} is missing; run: python3 -m testbed prepare"
@@ -121,7 +130,7 @@ def ca_files() -> list[Path]:
 
 def install_packages() -> None:
     """Install with apt what the test bed needs on the build machine, unless all of it is there."""
-    if all(shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") for program in PROGRAMS):
+    if all(shutil.which(program, path=PATH) for program in PROGRAMS):
         return
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
     packages = [*PACKAGES, *([] if shutil.which("npm") else ["npm"])]

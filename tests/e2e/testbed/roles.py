@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed import container, hostimage
+from testbed.machine import TestbedError
 from testbed.network import start
 
 if TYPE_CHECKING:
     from testbed.container import Container
 
 REPOSITORY = Path(__file__).parents[3]
+POWER_OFF_S = 150
 PLAYBOOK = """
 - name: Play roles
   hosts: testhost
@@ -140,7 +142,11 @@ class RoleHost:
         """Restart the host as its user would, and take from its network what only a running kernel has."""
         old = self.container
         old.run("systemctl poweroff", check=False)
+        deadline = time.monotonic() + POWER_OFF_S
         while Path(f"/proc/{old.pid}").exists() and not _ended(old.pid):
+            if time.monotonic() > deadline:
+                message = f"the test host {old.name} did not power off in {POWER_OFF_S} s"
+                raise TestbedError(message)
             time.sleep(0.1)
         for name in (line.split(":")[1].strip() for line in self.outside("ip", "-oneline", "link").splitlines()):
             if name.partition("@")[0] not in {"lo", hostimage.NIC}:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ROWS, COLUMNS = 50, 160
 INTERRUPT = "\x03"
+END_S = 10
 _ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[\[(][0-?]*[ -/]*[@-~]|\x1b[@-Z\\-_=>78]")
 
 
@@ -107,10 +108,18 @@ class Terminal:
         return code
 
     def close(self) -> None:
-        """Take the terminal away, which ends a command that still runs."""
+        """Take the terminal away, which ends a command that still runs, and the thread that reads it."""
         if self._process.poll() is None:
             self._process.terminate()
-            self._process.wait()
+            try:
+                self._process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(END_S)
+        self._reader.join(END_S)
+        if self._master >= 0 and not self._reader.is_alive():
+            os.close(self._master)
+            self._master = -1
 
     def _read(self) -> None:
         while True:
