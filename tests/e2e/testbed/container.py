@@ -175,6 +175,19 @@ class Container:
             )
         archive.unlink()
 
+    def snapshot(self) -> list[str]:
+        """Return what a set-up could change: packages, addresses, the user's groups, files with their contents.
+
+        The user's checkout and what Ansible keeps for itself are left out.
+        """
+        names = ("vmw", ".ansible", ".sudo_as_admin_successful")
+        left_out = " -o ".join(f"-path /home/{hostimage.USER}/{name}" for name in names)
+        files = rf"find /etc /usr/local /home /var/lib/systemd/linger \( {left_out} \) -prune -o"
+        return self.run(
+            f"dpkg-query --show; ip -br address; id {hostimage.USER}; ls -A /run/vmw 2>&1;"
+            rf" {files} -printf '%p %y %m %U %G %l\n' | sort; {files} -type f -exec sha256sum {{}} + | sort"
+        ).stdout.splitlines()
+
     def wait_until_running(self) -> None:
         """Wait for the end of the boot.
 

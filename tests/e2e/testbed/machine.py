@@ -123,6 +123,17 @@ def mirror() -> Mirror:
     return Mirror(found["Debian"], found.get("Debian-Security"))
 
 
+def has_kvm() -> bool:
+    """Tell whether this machine runs guests at full speed, as its own CPU flags and device say."""
+    flags = {
+        flag
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("flags")
+        for flag in line.partition(":")[2].split()
+    }
+    return bool(flags & {"vmx", "svm"}) and Path("/dev/kvm").exists()
+
+
 def ca_files() -> list[Path]:
     """Return the CA files that were added to the build machine by hand."""
     return sorted(CA_DIRECTORY.glob("**/*.crt"))
