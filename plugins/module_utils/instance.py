@@ -136,7 +136,7 @@ class InstanceFiles:
         return self.record.is_file()
 
     def load(self) -> Instance:
-        """Read the record.
+        """Read the record of a VM that is to be used.
 
         Raises:
             VmwError: There is no such VM, its record cannot be read, or it is being removed.
@@ -144,6 +144,14 @@ class InstanceFiles:
         if self.leaving.exists():
             message = f"{self.name} is being removed, or was left half removed"
             raise VmwError(message, f"`vmw destroy {self.name}` finishes it", "conflict")
+        return self.read()
+
+    def read(self) -> Instance:
+        """Read the record, also of a VM that is being removed.
+
+        Raises:
+            VmwError: There is no such VM, or its record cannot be read.
+        """
         try:
             return Instance.from_dict(json.loads(self.record.read_text()))
         except FileNotFoundError as error:
@@ -173,7 +181,7 @@ def files_of(state_dir: str, name: str) -> InstanceFiles:
 
 def _readable(files: InstanceFiles) -> Instance | None:
     try:
-        return files.load()
+        return files.read()
     except VmwError:
         return None
 

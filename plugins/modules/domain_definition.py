@@ -150,7 +150,7 @@ def libvirt_of(files: InstanceFiles, fallback: str) -> str:
         fallback: For a VM whose record is gone or broken.
     """
     try:
-        return files.load().libvirt_uri
+        return files.read().libvirt_uri
     except VmwError:
         return fallback
 
@@ -162,6 +162,10 @@ def absent(module: AnsibleModule) -> dict[str, Any]:
     try:
         domain = find_own_domain(connection, files.name, str(files.record))
     except VmwError as error:
+        if files.directory.is_dir():
+            # What is left of ours goes all the same.
+            module.warn(error.message)
+            return {"changed": False}
         # Another name, the way out of a spawn, is none here.
         raise VmwError(error.message, "vmw leaves it alone; `virsh` removes it if it is yours", error.code) from error
     if domain is not None and not module.check_mode:

@@ -133,7 +133,7 @@ def spawn(  # noqa: PLR0913 - one argument for each option
 
     values = worktree.spawn_vars(path, name=name, memory=memory, cpus=cpus, disk=disk, wait=not no_wait)
     settings = _settings()
-    worktree.check_worktree(str(values["worktree"]), settings.state_dir, named=name is not None)
+    shared = worktree.check_worktree(str(values["worktree"]), settings.state_dir, named=name is not None)
     _offer_ssh_key()
     # A process that was started anew with the group comes from here, where the machine was looked at.
     missing = [] if os.environ.get(group.MARKER) else host_service.missing(settings)
@@ -141,7 +141,7 @@ def spawn(  # noqa: PLR0913 - one argument for each option
         console.say(f"This machine is not set up yet ({', '.join(missing)}). Setting it up first ...")
         _set_up_host(settings, context)
     _join_group(settings)
-    console.say(f"Spawning a VM for {values['worktree']} ...")
+    console.say(f"Spawning a VM for {shared} ...")
     instance = _operations(settings, context).spawn(values).results.get("instance", {})
     vm = str(instance.get("name", name or ""))
     if as_json:
@@ -270,10 +270,14 @@ def destroy(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a VM with its disk, also a half-made one. The worktree is never touched."""
+    from ansible_collections.vmw.worktree.plugins.module_utils.naming import is_name  # noqa: PLC0415
+
     from vmw.services import operations, records  # noqa: PLC0415
 
     settings = _settings()
     _join_group(settings)
+    if not is_name(name):
+        raise records.unknown(settings.state_dir, name)
     if not operations.left_of(settings, name):
         # What was asked for is so already.
         unknown = records.unknown(settings.state_dir, name)

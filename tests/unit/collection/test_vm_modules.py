@@ -69,7 +69,6 @@ def files(tmp_path: Path) -> InstanceFiles:
             bridge="br0",
             guest_user="claude",
             uid=1000,
-            gid=1000,
             authorized_keys=[],
             generation="g1",
             virt_type="kvm",
@@ -84,7 +83,7 @@ def module(files: InstanceFiles, **parameters: object) -> Any:  # noqa: ANN401 -
     return SimpleNamespace(params={**values, **parameters}, check_mode=True)
 
 
-def test_a_foreign_domain_is_refused_with_a_hint_that_fits(
+def test_a_foreign_domain_stays_and_keeps_nothing_of_ours_from_being_removed(
     files: InstanceFiles, libvirt: Libvirt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def foreign(*_arguments: str) -> None:
@@ -92,13 +91,21 @@ def test_a_foreign_domain_is_refused_with_a_hint_that_fits(
         raise VmwError(message, "choose another name", "conflict")
 
     monkeypatch.setattr(domain_definition, "find_own_domain", foreign)
+    warnings: list[str] = []
+    call = module(files)
+    call.warn = warnings.append
+    assert domain_definition.absent(call) == {"changed": False}
+    assert "not made by vmw" in warnings[0]
+    files.record.unlink()
+    files.directory.rmdir()
     with pytest.raises(VmwError) as caught:
-        domain_definition.absent(module(files))
+        domain_definition.absent(call)
     assert caught.value.code == "conflict"
     assert "another name" not in caught.value.hint
 
 
 def test_a_domain_is_removed_where_it_was_made(files: InstanceFiles, libvirt: Libvirt) -> None:
+    files.leaving.touch()
     domain_definition.absent(module(files))
     assert libvirt.uris == ["qemu:///session"]
 

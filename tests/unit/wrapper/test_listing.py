@@ -133,6 +133,7 @@ def test_images(home: Path, make_vm: Callable[..., Path]) -> None:
             node="24.1.0",
             claude_code="2.0.1",
             virtual_size=3 << 30,
+            guest_user="claude",
             inputs="",
         )
         (directory / "manifest.json").write_text(json.dumps(manifest.as_dict()))

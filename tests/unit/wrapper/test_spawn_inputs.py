@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         ("/a/b", "/a/b"),
         ("b", "/place/b"),
         ("./b/", "/place/b"),
-        ("../b", "/b"),
+        ("../b", "/place/../b"),
         (".", "/place"),
         ("{{ x }}", "/place/{{ x }}"),
         ("a b\n", "/place/a b\n"),

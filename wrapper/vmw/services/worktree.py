@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def absolute(path: str, directory: str | None = None) -> str:
-    """Return a path that starts at the root; links stay, for the user thinks in them, and so does the name they give.
+    """Return a path that starts at the root; the collection follows its links, and only the system knows where `..` leads then.
 
     The empty path stays empty, for the check to refuse.
 
@@ -39,7 +39,7 @@ def absolute(path: str, directory: str | None = None) -> str:
         message = "the current directory does not exist any more"
         raise VmwError(message, "change to another one", ExitCode.USAGE) from error
     # Path.expanduser would fail on a `~name` that is no user's and so just a directory's name.
-    return os.path.normpath(Path(start, os.path.expanduser(path)))  # noqa: PTH111
+    return str(Path(start, os.path.expanduser(path)))  # noqa: PTH111
 
 
 def spawn_vars(  # noqa: PLR0913 - one argument for each of the command's options
@@ -75,7 +75,7 @@ def _checked(name: str) -> str:
         raise VmwError(error.message, error.hint, ExitCode.of(error.code)) from error
 
 
-def check_worktree(path: str, state_dir: Path, *, named: bool) -> None:
+def check_worktree(path: str, state_dir: Path, *, named: bool) -> Path:
     """Refuse by the collection's own rules what cannot be a worktree, before minutes are spent on the host.
 
     Args:
@@ -83,18 +83,22 @@ def check_worktree(path: str, state_dir: Path, *, named: bool) -> None:
         state_dir: vmw's directory on the host.
         named: Whether the user gave a name; otherwise one must come out of the path.
 
+    Returns:
+        The real path, which is what is shared.
+
     Raises:
         VmwError: The path is missing, not readable, or more than a guest may see.
     """
     try:
-        collection_worktree.check_worktree(path, state_dir)
+        real = collection_worktree.check_worktree(path, state_dir)
         if not named:
-            name_for(Path(path).name)
+            name_for(real.name)
     except CollectionError as error:
         raise VmwError(error.message, error.hint, ExitCode.of(error.code)) from error
     except OSError as error:
         message = f"{path} cannot be reached: {error.strerror}"
         raise VmwError(message, "name the directory of a git worktree", ExitCode.USAGE) from error
+    return real
 
 
 def has_ssh_key() -> bool:
