@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 from pathlib import Path
@@ -44,6 +43,8 @@ class Starter:
 
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent ends, so that none gets out of sight."""
+    import ctypes  # noqa: PLC0415 - takes 5 ms, and only an interrupted run needs it
+
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

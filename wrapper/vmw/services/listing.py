@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ansible_collections.vmw.worktree.plugins.module_utils import image
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 
 from vmw.errors import VmwError
@@ -132,6 +131,8 @@ class Image:
 
 def list_images(settings: Settings) -> list[Image]:
     """Return the complete generations, the newest last."""
+    from ansible_collections.vmw.worktree.plugins.module_utils import image  # noqa: PLC0415 - its hashes take 5 ms of `vmw list`
+
     state = State(settings.state_dir)
     current = image.current_generation(state)
     users: dict[str, list[str]] = {}
