@@ -115,15 +115,16 @@ def has_moved(host: RoleHost) -> bool:
     return master.is_symlink() and master.readlink().name == "br0"
 
 
-def signal_module(host: RoleHost, number: signal.Signals) -> None:
-    """Signal the module at work on the host, and not the sudo and shell around it: from outside, by its process id."""
+def module_at_work(host: RoleHost) -> int:
+    """Return the process id of the module at work on the host, not of the sudo and shell around it, or 0."""
     namespace = Path(f"/proc/{host.container.leader}/ns/pid").readlink()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             program, *words = (process / "cmdline").read_bytes().split(b"\0")
             is_module = b"python" in program and any(b"AnsiballZ_bridge.py" in word for word in words)
             if is_module and (process / "ns/pid").readlink() == namespace:
-                os.kill(int(process.name), number)
+                return int(process.name)
+    return 0
 
 
 def play_interrupted(host: RoleHost, moment: Callable[[RoleHost], bool], number: signal.Signals, seconds: int) -> Play:
@@ -131,9 +132,12 @@ def play_interrupted(host: RoleHost, moment: Callable[[RoleHost], bool], number:
     done = threading.Event()
 
     def interrupt() -> None:
-        while not moment(host):
+        # Found beforehand, for a switch takes less than a second.
+        while not (module := module_at_work(host)):
             time.sleep(0.02)
-        signal_module(host, number)
+        while not moment(host):
+            time.sleep(0.005)
+        os.kill(module, number)
         done.set()
 
     threading.Thread(target=interrupt, daemon=True).start()
