@@ -14,7 +14,7 @@ from wrapper_support import ROOT
 
 from vmw.display import console, progress
 from vmw.errors import VmwError
-from vmw.runner.events import PhaseFailed, PhaseFinished, PhaseStarted, StepStarted, WarningIssued
+from vmw.runner.events import NoteIssued, PhaseFailed, PhaseFinished, PhaseStarted, StepStarted, WarningIssued
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,6 +129,7 @@ def test_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     shown.update(PhaseFinished("secrets", 0.5, 0))
     shown.update(PhaseFailed("bridge"))
     shown.update(WarningIssued("slow"))
+    shown.update(NoteIssued("follow it"))
     shown.notice("Interrupted")
     shown.close()
     assert capsys.readouterr().err.splitlines() == [
@@ -140,6 +141,7 @@ def test_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         "  done: secrets (0.5 s, no change)",
         "  failed: bridge",
         "warning: slow",
+        "  follow it",
         "Interrupted",
     ]
 

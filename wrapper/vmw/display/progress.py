@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmw.display import console
-from vmw.runner.events import PhaseFailed, PhaseFinished, PhaseStarted, StepStarted, Update, WarningIssued
+from vmw.runner.events import NoteIssued, PhaseFailed, PhaseFinished, PhaseStarted, StepStarted, Update, WarningIssued
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +105,8 @@ class PlainProgress:
             console.say(f"  failed: {update.title}")
         elif isinstance(update, WarningIssued):
             console.warn(update.text)
+        elif isinstance(update, NoteIssued):
+            console.say(f"  {update.text}")
 
     def poll(self) -> None:
         """Print a line when a long task reached its next part."""
@@ -167,6 +169,8 @@ class LiveProgress:
                 self._lasting("✗", "red", title)
             case WarningIssued(text):
                 self._lasting("warning:", "yellow", text)
+            case NoteIssued(text):
+                self._lasting("", "default", text)
 
     def poll(self) -> None:
         """Draw the current state."""

@@ -74,7 +74,14 @@ class WarningIssued:
     text: str
 
 
-Update = PhaseStarted | StepStarted | PhaseFinished | PhaseFailed | WarningIssued
+@dataclass(frozen=True)
+class NoteIssued:
+    """A playbook has something to say that asks for nothing."""
+
+    text: str
+
+
+Update = PhaseStarted | StepStarted | PhaseFinished | PhaseFailed | WarningIssued | NoteIssued
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,11 @@ def failure_of(task: str, result: Mapping[str, Any]) -> Failure:
     )
 
 
+def _action(data: Mapping[str, Any]) -> str:
+    """Return the short name of a task's action."""
+    return str(data.get("task_action") or data.get("resolved_action") or "").rpartition(".")[2]
+
+
 def _short_role(name: str) -> str:
     return name.rpartition(".")[2].replace("_", " ")
 
@@ -161,7 +173,7 @@ class Tracker:
         kind = event.get("event", "")
         data = event.get("event_data") or {}
         if kind in {"playbook_on_task_start", "playbook_on_handler_task_start"}:
-            yield from self._task_started(data, handler="RUNNING HANDLER" in str(event.get("stdout")))
+            yield from self._task_started(data)
         elif kind in {"runner_on_ok", "runner_on_skipped"}:
             yield from self._task_ended(data, skipped=kind == "runner_on_skipped")
         elif kind in {"runner_on_failed", "runner_on_unreachable", "runner_on_async_failed"}:
@@ -194,12 +206,11 @@ class Tracker:
         message = _PREFIX.sub("", said[0].strip()) if said else f"ansible-playbook ended before the first task of {playbook}.yml"
         return VmwError(message, "the log below has the whole output", ExitCode.FAILED, log, _tail("\n".join(said[1:])))
 
-    def _task_started(self, data: Mapping[str, Any], *, handler: bool) -> Iterator[Update]:
+    def _task_started(self, data: Mapping[str, Any]) -> Iterator[Update]:
         title = str(data.get("task") or "").strip()
-        action = str(data.get("task_action") or data.get("resolved_action") or "").rpartition(".")[2]
+        action = _action(data)
         if self.grouping is Grouping.ROLE:
-            # Handlers of all roles run at the end, when each role has had its line already.
-            role = "handlers" if handler else _short_role(str(data.get("role") or "")) or title
+            role = _short_role(str(data.get("role") or "")) or title
             # A role that was there before is included by the one at work, and part of it.
             if role not in self._roles:
                 self._roles.add(role)
@@ -214,25 +225,33 @@ class Tracker:
 
     def _task_ended(self, data: Mapping[str, Any], *, skipped: bool) -> Iterator[Update]:
         res = data.get("res") or {}
-        for warning in res.get("warnings") or []:
-            if str(warning) not in self._warned:
-                self._warned.add(str(warning))
-                yield WarningIssued(str(warning))
+        yield from self._said(res)
         if skipped:
             if self.grouping is Grouping.TASK:
                 self._phase = ""
             return
+        if _action(data) == "debug" and isinstance(res.get("msg"), str):
+            yield NoteIssued(res["msg"])
+        self._keep(res)
+        if res.get("changed"):
+            self.changed += 1
+            self._phase_changes += 1
+        if self.grouping is Grouping.TASK:
+            yield from self._finish_phase()
+
+    def _said(self, res: Mapping[str, Any]) -> Iterator[Update]:
+        for warning in res.get("warnings") or []:
+            if str(warning) not in self._warned:
+                self._warned.add(str(warning))
+                yield WarningIssued(str(warning))
+
+    def _keep(self, res: Mapping[str, Any]) -> None:
         for key in RESULTS:
             value = res.get(key)
             if isinstance(value, dict):
                 self.results[key] = {**self.results.get(key, {}), **value}
             elif value is not None:
                 self.results[key] = value
-        if res.get("changed"):
-            self.changed += 1
-            self._phase_changes += 1
-        if self.grouping is Grouping.TASK:
-            yield from self._finish_phase()
 
     def _task_failed(self, data: Mapping[str, Any], *, unreachable: bool) -> Iterator[Update]:
         if data.get("ignore_errors"):
