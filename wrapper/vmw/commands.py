@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -171,7 +172,9 @@ def _release_environment() -> None:
     """Let go of the launcher's lock on the Python environment before this process becomes a program that needs none."""
     descriptor = os.environ.pop("VMW_LOCK_FD", "")
     if descriptor:
-        os.close(int(descriptor))
+        # A program between the launcher and here may have closed it.
+        with contextlib.suppress(OSError):
+            os.close(int(descriptor))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
