@@ -136,6 +136,8 @@ def attempt(*argv: str) -> str:
     """Run a program and return what it printed; nothing when it is missing or fails."""
     try:
         return command(*argv)
+    except InterruptedByUserError:
+        raise
     except VmwError:
         return ""
 

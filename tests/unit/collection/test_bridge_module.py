@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,6 +117,20 @@ def test_interrupted_switch_is_taken_back_without_waiting(machine: Machine) -> N
     with pytest.raises(InterruptedByUserError):
         bridge.perform(MOVE, 60)
     assert machine.ran[-1] == f"systemctl start --no-block {ROLLBACK_SERVICE}"
+
+
+@pytest.mark.parametrize(("failure", "passes"), [(VmwError("missing"), False), (InterruptedByUserError(), True)])
+def test_interruption_is_not_taken_for_the_failure_of_a_program(
+    monkeypatch: pytest.MonkeyPatch,
+    failure: VmwError,
+    passes: bool,  # noqa: FBT001
+) -> None:
+    def fail(*_argv: str) -> str:
+        raise failure
+
+    monkeypatch.setattr(bridge, "command", fail)
+    with pytest.raises(InterruptedByUserError) if passes else contextlib.nullcontext():
+        assert bridge.attempt("program") == ""
 
 
 def test_switch_is_not_begun_where_the_gateway_does_not_answer(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
