@@ -463,6 +463,7 @@ def take_back(seconds: int) -> None:
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Have another run wait, which would take the switch of this one for an interrupted one."""
+    LOCK.touch(mode=0o600)
     with LOCK.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
