@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from testbed import hostimage
+from testbed import hostimage, machine
 from testbed.person import HOME, PROMPT, STATE, Person
 from testbed.story import FEATURE_X, FirstSpawn
 
@@ -51,8 +51,8 @@ def test_last_line_is_the_command_that_connects(first_spawn: FirstSpawn, ready: 
 def test_domain_has_the_default_size(ready: Person) -> None:
     info = dict(line.split(":", 1) for line in ready.virsh("dominfo", "feature-x").splitlines() if ":" in line)
     assert ready.virsh("vcpucount", "feature-x", "--config", "--maximum") == "4"
-    # Emulated: see EMULATED_VCPUS in the collection.
-    assert info["CPU(s)"].strip() == "1"
+    # An emulated guest has one of its CPUs online, for QEMU does not emulate several reliably.
+    assert info["CPU(s)"].strip() == ("4" if machine.has_kvm() else "1")
     assert info["Max memory"].split() == [str(4 * 1024 * 1024), "KiB"]
 
 
@@ -74,7 +74,7 @@ def test_record_describes_the_vm(ready: Person, record: dict[str, Any]) -> None:
         "uid": hostimage.UID,
         "generation": generation,
         "guest_user": "claude",
-        "virt_type": "qemu",
+        "virt_type": "kvm" if machine.has_kvm() else "qemu",
     }
     assert {key: record[key] for key in expected} == expected
     assert f"<mac address='{record['mac']}'/>" in ready.virsh("dumpxml", "feature-x")
@@ -119,8 +119,13 @@ def test_daemons_see_their_share_and_nothing_else(ready: Person) -> None:
 
 
 def test_no_password_is_left_behind(ready: Person) -> None:
-    assert ready.root("ls /run/user/1234 | grep vmw", check=False) == ""
-    found = ready.root(
-        f"grep -rlx {hostimage.PASSWORD} {HOME}/.local {HOME}/vmw/.venv/setup.log /tmp /run/user/1234", check=False
+    # The pattern is in a file, for root's own command would otherwise be found in the journal.
+    search = (
+        f"grep -rlF -D skip -f {HOME}/become-password --exclude=become-password --exclude=*.qcow2 --exclude=initrd"
+        f" --exclude-dir=testbed {HOME} /root /tmp /var/tmp /var/log /run/user /etc"
     )
-    assert found == ""
+    planted = f"{HOME}/.local/state/planted"
+    ready.sh(f"cp ~/become-password {planted}", check=True)
+    assert ready.root(search, check=False).split() == [planted]
+    ready.sh(f"rm {planted}", check=True)
+    assert ready.root(search, check=False) == ""

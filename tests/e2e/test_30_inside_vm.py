@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
 import pytest
-from testbed import hostimage
+from testbed import hostimage, machine
 from testbed.person import HOME, SSH_OPTIONS, STATE, Person, report
 from testbed.story import FEATURE_X
 
@@ -33,7 +34,7 @@ fact possible_cpus cat /sys/devices/system/cpu/possible
 fact root_size df --output=size -BG /
 fact lists find /var/lib/apt/lists -type f
 fact keys find /etc/ssh -name 'ssh_host_*_key'
-fact cloud sudo cloud-init status
+fact cloud sudo cat /run/cloud-init/status.json
 fact failed systemctl --failed --no-legend --plain
 """
 
@@ -89,7 +90,7 @@ def test_secrets_are_mounted_read_only_and_alone(facts: dict[str, str]) -> None:
 
 def test_guest_has_its_sizes(facts: dict[str, str]) -> None:
     # One CPU is online under emulation, and the others can be plugged in.
-    assert facts["cpus"] == "1"
+    assert facts["cpus"] == ("4" if machine.has_kvm() else "1")
     assert facts["possible_cpus"] == "0-3"
     assert int(facts["root_size"].split()[-1].rstrip("G")) >= 18
 
@@ -100,7 +101,10 @@ def test_image_was_cleaned(facts: dict[str, str]) -> None:
 
 
 def test_nothing_failed_in_the_guest(facts: dict[str, str]) -> None:
-    assert "error" not in facts["cloud"]
+    # `cloud-init status` waits for stages that the image has switched off.
+    stages = {name: stage for name, stage in json.loads(facts["cloud"])["v1"].items() if isinstance(stage, dict)}
+    assert stages["init-local"]["finished"]
+    assert {name: stage["errors"] for name, stage in stages.items() if stage["errors"]} == {}
     assert facts["failed"] == ""
 
 
@@ -127,12 +131,20 @@ def test_root_in_the_guest_leaves_nothing_that_is_not_the_users(feature_x: Perso
     assert feature_x.sh(f"rm -r {FEATURE_X}/by-root {FEATURE_X}/d").returncode == 0
 
 
-def test_link_out_of_the_worktree_leads_nowhere_on_the_host(feature_x: Person) -> None:
-    feature_x.sh(f"ln -sfn {HOME}/.ssh {FEATURE_X}/out && ls {FEATURE_X}/out/id_ed25519", check=True)
-    done = feature_x.ssh("feature-x", "sudo ls repo/out/ repo/../.ssh/id_ed25519")
-    assert done.returncode != 0, report(done)
-    assert "id_ed25519\n" not in done.stdout
-    feature_x.sh(f"rm {FEATURE_X}/out", check=True)
+def test_link_out_of_the_worktree_leads_into_the_guests_own_files(feature_x: Person) -> None:
+    keys = f"{HOME}/.ssh"
+    before = feature_x.fingerprint(keys)
+    # The control: on the host the link leads to the keys.
+    feature_x.sh(f"ln -sfn {keys} {FEATURE_X}/out && ls {FEATURE_X}/out/id_ed25519", check=True)
+    try:
+        through = f"ls repo/out/; mkdir -p {keys} && echo guest > repo/out/authorized_keys && ls -A repo/out/ && cat {keys}/*"
+        done = feature_x.ssh("feature-x", f"sudo sh -c '{through}'; sudo rm -r {HOME}")
+        assert done.returncode == 0, report(done)
+        assert done.stdout.split() == ["authorized_keys", "guest"], report(done)
+        assert "cannot access 'repo/out/'" in done.stderr, report(done)
+    finally:
+        feature_x.sh(f"rm {FEATURE_X}/out", check=True)
+    assert feature_x.fingerprint(keys) == before
 
 
 # --- secrets --------------------------------------------------------------------------------------------------------
@@ -143,15 +155,16 @@ def test_root_in_the_guest_cannot_write_the_secrets(feature_x: Person) -> None:
     # The control: the same attack on the share that may be written works.
     attack = """
     place=$1
-    echo attack >> $place/secrets.env && echo appended
-    echo attack > $place/new && echo created
-    rm -f $place/secrets.env && test ! -e $place/secrets.env && echo removed
-    mv $place/new $place/moved && echo moved
+    tee -a $place/secrets.env < /etc/hostname > /dev/null && echo appended
+    touch $place/new && echo created
     chmod 777 $place && echo opened
+    mv $place/secrets.env $place/moved && mv $place/moved $place/secrets.env && echo moved
+    rm $place/secrets.env && echo removed
+    echo end
     """
     feature_x.sh(f"mkdir {FEATURE_X}/control && touch {FEATURE_X}/control/secrets.env", check=True)
     control = feature_x.ssh("feature-x", f"sudo sh -c '{attack}' sh repo/control")
-    assert control.stdout.split() == ["appended", "created", "removed", "moved", "opened"], report(control)
+    assert control.stdout.split() == ["appended", "created", "opened", "moved", "removed", "end"], report(control)
     feature_x.sh(f"rm -r {FEATURE_X}/control", check=True)
 
     ways_in = """
@@ -163,7 +176,9 @@ def test_root_in_the_guest_cannot_write_the_secrets(feature_x: Person) -> None:
     real = feature_x.ssh("feature-x", f"sudo sh -c '{ways_in}'")
     assert real.stdout.split() == ["mounted"], report(real)
     for place in ("/home/claude/.secrets", "/mnt/again"):
-        assert feature_x.ssh("feature-x", f"sudo sh -c '{attack}' sh {place}").stdout == ""
+        done = feature_x.ssh("feature-x", f"sudo sh -c '{attack}' sh {place}")
+        assert done.stdout.split() == ["end"], report(done)
+        assert done.stderr.count("Read-only file system") == len(control.stdout.split()) - 1, report(done)
     assert feature_x.fingerprint(f"{STATE}/secrets") == before
 
 
@@ -174,6 +189,25 @@ def key(feature_x: Person) -> Iterator[str]:
     feature_x.sh(f"sed -i --follow-symlinks 's/^ANTHROPIC_API_KEY=.*/ANTHROPIC_API_KEY=sk-first/' {SECRETS}", check=True)
     yield "sk-first"
     feature_x.sh(f"cat > {SECRETS} <<'END'\n{before}END\n", check=True)
+
+
+def test_values_are_read_as_the_readme_says(feature_x: Person, key: str) -> None:
+    lines = (
+        ("EQUALS=a=b==", "a=b=="),
+        ("BLANKS=two  words", "two  words"),
+        ("PERCENT=50%d", "50%d"),
+        (r"BACKSLASH=a\b", r"a\b"),
+        ("DOLLAR=$HOME ${HOME} @{HOME}", "$HOME ${HOME} @{HOME}"),
+        ('DOUBLE="in quotes"', "in quotes"),
+        ("SINGLE='in quotes'", "in quotes"),
+        ("HASH=before#after", "before"),
+    )
+    text = "".join(f"{line}\n" for line, _ in lines)
+    feature_x.host.run(f"cat >> {SECRETS}", user=hostimage.USER, stdin=text)
+    found = environment_in(feature_x.vmw("ssh", "feature-x", "--", "env").stdout)
+    assert found["ANTHROPIC_API_KEY"] == key
+    names = [line.partition("=")[0] for line, _ in lines]
+    assert {name: found.get(name) for name in names} == dict(zip(names, (value for _, value in lines), strict=True))
 
 
 def environment_in(text: str) -> dict[str, str]:
@@ -192,6 +226,7 @@ def test_keys_are_in_the_environment_of_vmw_ssh_and_an_edit_is_seen(feature_x: P
 
 def test_plain_ssh_by_name_has_keys_and_the_pinned_host_key(feature_x: Person, key: str) -> None:
     options = f"-A {SSH_OPTIONS} -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile=~/met-hosts"
+    assert feature_x.lookup("feature-x")
     done = feature_x.sh(f"ssh {options} claude@feature-x.local env")
     assert environment_in(done.stdout).get("ANTHROPIC_API_KEY") == key, report(done)
     met = feature_x.read(f"{HOME}/met-hosts").split()[1:]
@@ -237,7 +272,7 @@ def test_address_is_found_without_mdns(feature_x: Person) -> None:
 
 
 def test_name_is_resolved_by_mdns(feature_x: Person) -> None:
-    assert feature_x.sh("getent ahostsv4 feature-x.local").stdout.split()[0] == feature_x.address("feature-x")
+    assert feature_x.lookup("feature-x") == feature_x.address("feature-x")
 
 
 def test_logs_have_the_guests_console_and_the_daemons_journal(feature_x: Person) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ PASSWORD_FILE = {"ANSIBLE_BECOME_PASSWORD_FILE": f"{HOME}/become-password"}
 PROMPT = rf"\[sudo\] password for {hostimage.USER}: "
 PLAYBOOK = f"{HOME}/vmw/.venv/bin/ansible-playbook"
 GUEST_USER = "claude"
+LOOKUPS = 4
+LEFTOVERS_S = 10
 SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=20"
 
 Done = subprocess.CompletedProcess[str]
@@ -80,8 +83,17 @@ class Person:
                 return fields[-1].partition("/")[0]
         return ""
 
+    def lookup(self, name: str) -> str:
+        """Return the address that the host finds for a guest by mDNS, whose question or answer may get lost once or twice."""
+        for _ in range(LOOKUPS):
+            found = self.sh(f"getent ahostsv4 {name}.local").stdout.split()
+            if found:
+                return found[0]
+        return ""
+
     def ssh(self, name: str, command: str, *, options: str = "", timeout: float = 120) -> Done:
         """Run a command in a guest by plain ssh, with the key that vmw pinned for it."""
+        assert self.lookup(name), f"{name}.local is not found"
         config = f"-F {STATE}/instances/{name}/ssh_config"
         return self.sh(f"ssh {config} {SSH_OPTIONS} {options} {name}.local {shlex.quote(command)}", timeout=timeout)
 
@@ -127,8 +139,11 @@ class Person:
         )
 
     def leftovers(self) -> str:
-        """Return the processes of interrupted runs: Ansible's, and those that it starts."""
-        return self.root(
-            "ps -eo pid,user,args | grep -E 'ansible|AnsiballZ|[v]mw/wrapper|apt-get|dpkg|curl |/usr/bin/sudo' | grep -v grep",
-            check=False,
-        )
+        """Return the processes of interrupted runs that do not end by themselves: Ansible's, and those that it starts."""
+        pattern = "ansible|AnsiballZ|[v]mw/wrapper|apt-get|dpkg|curl |/usr/bin/sudo"
+        deadline = time.monotonic() + LEFTOVERS_S
+        while True:
+            found = self.root(f"ps -eo pid,user,args | grep -E '{pattern}' | grep -v grep", check=False)
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.5)
