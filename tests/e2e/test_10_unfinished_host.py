@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from testbed.container import Container
     from testbed.terminal import Terminal
 
+UNPACKING = "^/usr/bin/dpkg .*--(unpack|configure)"
+PACKAGES_S = 500
 PART = f"{STATE}/images/.download"
 
 
@@ -71,12 +73,11 @@ def test_spawn_without_terminal_says_how_to_give_the_password(newcomer: Person) 
 
 
 def test_check_mode_works_before_the_first_run_and_changes_nothing(newcomer: Person) -> None:
-    before = newcomer.root("dpkg-query -W | sha256sum; find /etc -type f -newer /home/dev/vmw/vmw | sort; ip -br address")
+    before = newcomer.host.snapshot()
     done = newcomer.playbook("host.yml", "--check", "--diff", env=PASSWORD_FILE)
     assert done.returncode == 0, report(done)
     assert re.search(r"changed=[1-9]\d* +unreachable=0 +failed=0", done.stdout), report(done)
-    after = newcomer.root("dpkg-query -W | sha256sum; find /etc -type f -newer /home/dev/vmw/vmw | sort; ip -br address")
-    assert after == before
+    assert newcomer.host.snapshot() == before
     assert not newcomer.exists("/run/vmw")
     assert not newcomer.exists(f"{STATE}/secrets")
 
@@ -96,8 +97,9 @@ def test_list_on_a_fresh_host_is_empty(newcomer: Person) -> None:
 def test_ctrl_c_while_packages_are_installed(newcomer: Person) -> None:
     with newcomer.terminal("~/vmw/vmw host") as terminal:
         type_password(terminal)
-        newcomer.root("until pgrep -x dpkg; do sleep 0.2; done", timeout=180)
-        assert interrupt(terminal, 200) == 130, terminal.text[-3000:]
+        # Not dpkg's short answers to questions of apt, nor the download before, which takes as long as the mirror likes.
+        newcomer.root(f"until pgrep -f '{UNPACKING}'; do sleep 0.1; done", timeout=PACKAGES_S)
+        assert interrupt(terminal, PACKAGES_S) == 130, terminal.text[-3000:]
         assert "interrupted" in terminal.text.lower()
         assert "hint: run `~/vmw/vmw host` again" in terminal.text.replace(HOME, "~"), terminal.text[-3000:]
     assert newcomer.leftovers() == ""
@@ -133,7 +135,9 @@ def test_nat_network_serves_the_bridge(newcomer: Person) -> None:
 
 def has_no_image(person: Person) -> bool:
     """Tell whether nothing is there that could be taken for a golden image, or for one in the making."""
-    return not person.exists(f"{STATE}/golden-image.qcow2") and person.root(f"ls {STATE}/images") == ""
+    # What was downloaded and the console of a bake that failed are kept for the next run and for the reader.
+    names = set(person.root(f"ls -A {STATE}/images").split())
+    return not person.exists(f"{STATE}/golden-image.qcow2") and names <= {".download", ".failed"}
 
 
 def test_download_is_carried_on_and_ctrl_c_ends_the_bake(newcomer: Person, slow: str) -> None:
@@ -177,7 +181,7 @@ def test_failed_bake_names_its_step_and_shows_the_guests_output(newcomer: Person
     newcomer.host.configure(vmw_bridge_uplink="none", vmw_apt_mirror=f"{newcomer.host.url}/no-mirror")
     done = newcomer.vmw("image", "build", timeout=900)
     assert done.returncode == 1, report(done)
-    assert re.search(r"error: .*[Pp]ackage", done.stderr), report(done)
+    assert "error: baking the golden image failed in the step 'Read the package lists'" in done.stderr, report(done)
     assert re.search(r"^ +\| .*404", done.stderr, re.MULTILINE), report(done)
     assert "hint: " in done.stderr, report(done)
     # The guest's request came through the NAT network.
