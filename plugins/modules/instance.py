@@ -96,6 +96,7 @@ import contextlib
 import datetime as dt
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import uuid
@@ -243,7 +244,7 @@ def existing_record(state: State, worktree: Path, name: str) -> Instance | None:
     for instance in instances:
         if instance.name == wanted:
             message = f"the VM {wanted!r} belongs to {instance.worktree}, so {worktree} cannot use that name"
-            raise VmwError(message, f"choose another: `vmw spawn {worktree} --name {wanted}-2`", "conflict")
+            raise VmwError(message, f"choose another: `vmw spawn {shlex.quote(str(worktree))} --name {wanted}-2`", "conflict")
         if overlap(Path(instance.worktree), worktree):
             # Whoever can write the outer one could put a link in the place of the inner one.
             message = f"{worktree} overlaps {instance.worktree}, which the VM {instance.name!r} can change"
