@@ -62,6 +62,37 @@ def test_golden_image_is_one_complete_generation(ready: Person) -> None:
     assert ready.root(f"qemu-img check -U {directory}/disk.qcow2").startswith("No errors")
 
 
+CLEAN_LOOK = """
+set -eu
+work=$(mktemp -d /var/tmp/golden.XXXXXX)
+trap 'rm -rf "$work"' EXIT
+qemu-img convert -U -O raw "$1" "$work/disk"
+start=$(partx --noheadings --raw --output START --nr 1 "$work/disk")
+look() { debugfs -R "$*" "$work/disk?offset=$((start * 512))" 2>/dev/null; }
+mkdir "$work/files"
+for part in /etc /home /root /tmp /var/tmp /var/lib /var/log; do look rdump "$part" "$work/files"; done
+cd "$work/files"
+find . -path ./lib/dpkg -prune -o -type d -printf '%p/ 0\n' -o -type f -printf '%p %s\n' -o -printf '%p 0\n'
+"""
+
+
+def test_golden_image_was_cleaned(ready: Person) -> None:
+    # Read from its disk: a clone has booted, and would have made most of this anew.
+    disk = ready.root(f"readlink -f {STATE}/golden-image.qcow2").strip()
+    look = ready.host.run(f"bash -s {disk}", stdin=CLEAN_LOOK, timeout=300).stdout
+    files = {name: int(size) for name, _, size in (line.rpartition(" ") for line in look.splitlines())}
+    assert files["./etc/machine-id"] == 0
+    assert files["./etc/hostname"] == 0
+    assert [name for name in files if "ssh_host_" in name] == []
+    for absent in ("./lib/systemd/random-seed", "./lib/systemd/credential.secret", "./root/.npm", "./root/.bash_history"):
+        assert absent not in files
+    for empty in ("./home/", "./root/.ssh/", "./lib/apt/lists/", "./lib/cloud/", "./log/journal/"):
+        assert [name for name in files if name.startswith(empty)] == [empty]
+    assert files["./etc/debian_version"] > 0
+    assert files["./log/dpkg.log"] == 0
+    assert {name: size for name, size in files.items() if name.startswith("./log/") and size} == {}
+
+
 def test_manifest_says_what_was_baked(ready: Person) -> None:
     manifest = ready.read_json(
         ready.root(f"readlink -f {STATE}/golden-image.qcow2").strip().replace("disk.qcow2", "manifest.json")
