@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from typing import TYPE_CHECKING
 
 from testbed.person import HOME, STATE, Person, report
 from testbed.story import FEATURE_TWO, FEATURE_X, PROJECT, SMALL
+
+if TYPE_CHECKING:
+    from testbed.person import Done
 
 BOOT_S = 400
 THIRD = f"{PROJECT}/worktrees/third"
@@ -18,11 +22,12 @@ FOREIGN = """
 """
 
 
-def test_stop_is_acpi_and_waits(feature_x: Person) -> None:
-    done = feature_x.vmw("stop", "feature-x")
+def test_stop_asks_the_guest_and_waits(feature_x: Person) -> None:
+    event = "virsh -q -c qemu:///system event --domain feature-x --event lifecycle --timeout 200"
+    done = feature_x.sh(f"{event} & sleep 1; ~/vmw/vmw stop feature-x; code=$?; wait; exit $code", timeout=300)
     assert done.returncode == 0, report(done)
+    assert "Shutdown Finished after guest request" in done.stdout, report(done)
     assert feature_x.domain_state("feature-x") == "shut off"
-    assert re.search(r"[Pp]ower|Reached target|System Power Off", feature_x.read(f"{STATE}/instances/feature-x/console.log"))
     assert "vmw-feature-x-" not in feature_x.root("ps -C virtiofsd -o cgroup=", check=False)
 
 
@@ -49,11 +54,67 @@ def test_start_brings_it_back_with_its_shares(feature_x_off: Person) -> None:
     assert feature_x_off.ssh("feature-x", SHARES).stdout == SHARES_ALIVE
 
 
+def test_guest_had_shut_down_in_order(feature_x: Person) -> None:
+    done = feature_x.ssh("feature-x", "sudo journalctl -b -1 -o cat | tail -n 20")
+    assert "Shutting down." in done.stdout, report(done)
+
+
 def test_start_again_is_no_error(feature_x: Person) -> None:
     began = feature_x.root("stat --format=%Y /run/libvirt/qemu/feature-x.pid")
     done = feature_x.vmw("start", "feature-x", timeout=BOOT_S)
     assert done.returncode == 0, report(done)
     assert feature_x.root("stat --format=%Y /run/libvirt/qemu/feature-x.pid") == began
+
+
+def changes(done: Done) -> int:
+    """Return how many tasks of a playbook that came to its end changed something."""
+    assert done.returncode == 0, report(done)
+    found = re.search(r"changed=(\d+) +unreachable=0 +failed=0", done.stdout)
+    assert found, report(done)
+    return int(found[1])
+
+
+def test_check_mode_of_stop_and_destroy_changes_nothing(feature_x: Person) -> None:
+    before = (feature_x.traces("feature-x"), feature_x.record("feature-x"), feature_x.virsh("dumpxml", "feature-x"))
+    for playbook in ("stop", "destroy"):
+        done = feature_x.playbook(f"playbooks/{playbook}.yml", "--check", "--diff", "-e", "vmw_name=feature-x", cwd="/")
+        assert changes(done), report(done)
+    assert (feature_x.traces("feature-x"), feature_x.record("feature-x"), feature_x.virsh("dumpxml", "feature-x")) == before
+    assert feature_x.ssh("feature-x", SHARES).stdout == SHARES_ALIVE
+
+
+def test_stop_playbook_stops_once(feature_x: Person) -> None:
+    assert changes(feature_x.playbook("playbooks/stop.yml", "-e", "vmw_name=feature-x", cwd="/")) == 1
+    assert feature_x.domain_state("feature-x") == "shut off"
+    assert changes(feature_x.playbook("playbooks/stop.yml", "-e", "vmw_name=feature-x", cwd="/")) == 0
+
+
+def test_wait_in_vain_names_phase_cause_and_log(feature_x_off: Person) -> None:
+    # The bridge takes nothing from the guest, and the host forgets that it knew it.
+    mac = feature_x_off.record("feature-x")["mac"]
+    chain = "{ type filter hook prerouting priority 0; }"
+    feature_x_off.root(
+        f"nft 'add table bridge deaf; add chain bridge deaf ears {chain}; add rule bridge deaf ears ether saddr {mac} drop'"
+        " && ip neighbour flush dev br0"
+    )
+    try:
+        words = ("-e", "vmw_name=feature-x", "-e", "domain_wait_timeout=20")
+        done = feature_x_off.playbook("playbooks/start.yml", *words, cwd="/")
+        assert done.returncode == 2, report(done)
+        assert "feature-x did not reach the phase 'address' in 20 s" in done.stdout, report(done)
+        assert "got no DHCP lease" in done.stdout, report(done)
+        assert f"{STATE}/instances/feature-x/console.log" in done.stdout, report(done)
+        assert feature_x_off.domain_state("feature-x") == "running"
+    finally:
+        feature_x_off.virsh("destroy", "feature-x", check=False)
+        feature_x_off.root("nft delete table bridge deaf")
+
+
+def test_start_playbook_carries_on_and_starts_once(feature_x_off: Person) -> None:
+    words = ("playbooks/start.yml", "-e", "vmw_name=feature-x")
+    assert changes(feature_x_off.playbook(*words, cwd="/", timeout=BOOT_S)) == 1
+    assert feature_x_off.ssh("feature-x", SHARES).stdout == SHARES_ALIVE
+    assert changes(feature_x_off.playbook(*words, cwd="/")) == 0
 
 
 def test_virsh_behind_vmws_back_leaves_the_shares_alive(feature_x: Person) -> None:
@@ -132,6 +193,14 @@ def check_destroy(person: Person) -> None:
     done = person.vmw("destroy", "third", "--yes")
     assert done.returncode == 0, report(done)
     assert person.traces("third") == []
+
+
+def test_check_mode_of_spawn_makes_nothing(ready: Person) -> None:
+    before = ready.fingerprint(f"{STATE}/instances")
+    done = ready.playbook("playbooks/spawn.yml", "--check", "--diff", "-e", f"worktree={THIRD}", cwd="/")
+    assert changes(done), report(done)
+    assert ready.traces("third") == []
+    assert ready.fingerprint(f"{STATE}/instances") == before
 
 
 def test_spawn_completes_a_vm_that_libvirt_forgot_and_destroy_removes_it(ready: Person) -> None:
