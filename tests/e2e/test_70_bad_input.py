@@ -239,6 +239,7 @@ def test_wrong_command_line(strange: Person, words: list[str]) -> None:
 def test_worktree_below_a_private_directory_works(strange: Person) -> None:
     # The share's daemon is the user's own, so nobody else needs a way to the worktree.
     path = f"{PROJECT}/worktrees/third"
+    modes = {directory: strange.stat(directory).split()[0] for directory in (HOME, f"{HOME}/Code")}
     strange.root(f"chmod 700 {HOME} {HOME}/Code")
     try:
         done = strange.vmw("spawn", path, "--no-wait", *SMALL)
@@ -246,3 +247,5 @@ def test_worktree_below_a_private_directory_works(strange: Person) -> None:
         assert strange.domain_state("third") == "running"
     finally:
         strange.vmw("destroy", "third", "--yes")
+        for directory, mode in modes.items():
+            strange.root(f"chmod {mode} {directory}")
