@@ -1,4 +1,4 @@
-"""The same host with NAT in place of the LAN: the uplink leaves the bridge, and a VM is spawned behind it."""
+"""The same host with NAT in place of the LAN: the uplink leaves the bridge, and a plain clone's VM is spawned behind it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import json
 
 import pytest
 from testbed import hostimage, standins
-from testbed.person import PASSWORD_FILE, Person, report
-from testbed.story import FEATURE_X, SMALL
+from testbed.person import HOME, PASSWORD_FILE, Person, report
+from testbed.story import PROJECT, SMALL
 
 BOOT_S = 400
+CLONE = f"{HOME}/Code/plain-clone"
+NAME = "plain-clone"
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +27,9 @@ def nat(ready: Person) -> Person:
 
 @pytest.fixture(scope="module")
 def guest(nat: Person) -> Person:
-    """Give the user with a VM behind NAT."""
-    done = nat.vmw("spawn", FEATURE_X, *SMALL, timeout=BOOT_S)
+    """Give the user with a VM behind NAT, whose worktree is a clone with a `.git` directory of its own."""
+    nat.sh(f"test -d {CLONE} || git clone -q {PROJECT} {CLONE}", check=True)
+    done = nat.vmw("spawn", CLONE, *SMALL, timeout=BOOT_S)
     assert done.returncode == 0, report(done)
     return nat
 
@@ -45,19 +48,27 @@ def test_host_has_its_network_card_back(nat: Person) -> None:
 
 
 def test_guest_is_behind_the_bridge(guest: Person) -> None:
-    address = guest.address("feature-x")
+    address = guest.address(NAME)
     assert ipaddress.ip_address(address) in subnet(guest)
-    assert guest.root("getent ahostsv4 feature-x.local").split()[0] == address
+    assert guest.lookup(NAME) == address
 
 
 def test_guest_reaches_the_outside(guest: Person) -> None:
-    done = guest.ssh("feature-x", f"curl -sI {guest.host.url}/{standins.IMAGE_PATH}/SHA512SUMS")
+    done = guest.ssh(NAME, f"curl -sI {guest.host.url}/{standins.IMAGE_PATH}/SHA512SUMS")
     assert done.stdout.startswith("HTTP/1.1 200"), report(done)
 
 
 def test_shares_and_login_work(guest: Person) -> None:
-    done = guest.vmw("ssh", "feature-x", "--", "cat repo/hello.py && ls .secrets")
+    done = guest.vmw("ssh", NAME, "--", "cat repo/hello.py && ls .secrets")
     assert done.stdout == 'print("hello")\nsecrets.env\n', report(done)
+
+
+def test_plain_clone_takes_commits_of_the_guest(guest: Person) -> None:
+    commit = "cd repo && touch of-the-guest && git add . && git -c user.name=a -c user.email=a@b commit -qm 'From the guest'"
+    done = guest.ssh(NAME, f"{commit} && git rev-parse HEAD")
+    assert done.returncode == 0, report(done)
+    assert guest.sh(f"git -C {CLONE} log -1 --format='%H %s'").stdout == f"{done.stdout.strip()} From the guest\n"
+    assert guest.root(f"find {CLONE} ! -user dev") == ""
 
 
 def test_second_run_changes_nothing(guest: Person) -> None:
