@@ -65,7 +65,6 @@ import json
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Callable
 
@@ -115,36 +114,15 @@ class Answer(Enum):
     OWN = "the VM's host key"
 
 
-@dataclass(frozen=True)
-class Addresses:
-    """A guest's IPv4 addresses, empty where not known.
+def guest_address(domain: Any, mac: str) -> str:  # noqa: ANN401
+    """Return the guest's IPv4 address as its agent tells it, or an empty string.
 
-    Attributes:
-        agent: What the guest's agent tells.
-        neighbour: What the host's neighbour table has, perhaps of the time before the guest's last start.
+    The host's neighbour table would know it too, but also the one that the guest had before its last start.
     """
-
-    agent: str
-    neighbour: str
-
-    def all(self) -> list[str]:
-        """Return those that are known, the agent's first."""
-        return list(dict.fromkeys(address for address in (self.agent, self.neighbour) if address))
-
-
-def guest_addresses(domain: Any, mac: str) -> Addresses:  # noqa: ANN401
-    """Look up a guest's addresses."""
-
-    def ask(source: int) -> str:
-        try:
-            return _ipv4(domain.interfaceAddresses(source, 0), mac)
-        except libvirt.libvirtError:
-            return ""
-
-    return Addresses(
-        agent=ask(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT),
-        neighbour=ask(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_ARP),
-    )
+    try:
+        return _ipv4(domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT, 0), mac)
+    except libvirt.libvirtError:
+        return ""
 
 
 def ssh_answer(address: str, host_key: str) -> Answer:
@@ -168,22 +146,21 @@ def ssh_answer(address: str, host_key: str) -> Answer:
     return Answer.OWN if host_key in shown else Answer.OTHER
 
 
-def ssh_address(addresses: Addresses, host_key: str) -> str:
-    """Return the address at which the VM's own SSH server answers, or an empty string while none does.
+def ssh_address(address: str, host_key: str) -> str:
+    """Return an address when the VM's own SSH server answers there, or an empty string while none does.
 
     Args:
-        addresses: Where to look.
+        address: The guest's address, as it says.
         host_key: The public key: its type and its base64 text.
 
     Raises:
-        VmwError: Another machine answers at the address that the guest says it has.
+        VmwError: Another machine answers.
     """
-    answers = {address: ssh_answer(address, host_key) for address in addresses.all()}
-    own = [address for address, answer in answers.items() if answer is Answer.OWN]
-    if not own and answers.get(addresses.agent) is Answer.OTHER:
-        message = f"the SSH server at {addresses.agent} does not show the host key of this VM"
+    answer = ssh_answer(address, host_key) if address else Answer.NOTHING
+    if answer is Answer.OTHER:
+        message = f"the SSH server at {address} does not show the host key of this VM"
         raise VmwError(message, "another machine may have taken the address; see the console log")
-    return own[0] if own else ""
+    return address if answer is Answer.OWN else ""
 
 
 def agent_status(domain: Any, *argv: str) -> int | None:  # noqa: ANN401
@@ -214,9 +191,9 @@ def shares_mounted(domain: Any, mountpoints: list[str]) -> bool:  # noqa: ANN401
 
 CAUSES = {
     "address": "the guest did not boot, or got no DHCP lease on the bridge",
-    "ssh": "the guest's SSH server did not start, another machine has its address, or a firewall on the host stands between",
+    "ssh": "the guest's SSH server did not start, or a firewall on the host stands between",
     "shares": "cloud-init did not finish, or virtiofsd ended (`vmw logs` shows its journal)",
-    "off": "the guest does not obey the power button; `vmw stop --force` switches it off",
+    "off": "the guest does not shut down; `vmw stop --force` switches it off",
 }
 
 
@@ -271,11 +248,11 @@ def wait_for_phase(module: AnsibleModule) -> dict[str, Any]:
 
     def done(domain: Any) -> str:  # noqa: ANN401
         if phase == "address":
-            return next(iter(guest_addresses(domain, instance.mac).all()), "")
+            return guest_address(domain, instance.mac)
         if phase == "ssh":
             host_key = " ".join(files.host_key.with_suffix(".pub").read_text().split()[:2])
-            # Looked up anew: the one that was found first may be of the time before this start.
-            return ssh_address(guest_addresses(domain, instance.mac), host_key)
+            # Looked up anew: it may have changed since the phase before.
+            return ssh_address(guest_address(domain, instance.mac), host_key)
         if phase == "shares":
             return "yes" if shares_mounted(domain, module.params["mountpoints"]) else ""
         return "" if is_running(domain) else "yes"

@@ -90,12 +90,11 @@ def test_stop_playbook_stops_once(feature_x: Person) -> None:
 
 
 def test_wait_in_vain_names_phase_cause_and_log(feature_x_off: Person) -> None:
-    # The bridge takes nothing from the guest, and the host forgets that it knew it.
+    # The bridge takes nothing from the guest.
     mac = feature_x_off.record("feature-x")["mac"]
     chain = "{ type filter hook prerouting priority 0; }"
     feature_x_off.root(
         f"nft 'add table bridge deaf; add chain bridge deaf ears {chain}; add rule bridge deaf ears ether saddr {mac} drop'"
-        " && ip neighbour flush dev br0"
     )
     try:
         words = ("-e", "vmw_name=feature-x", "-e", "domain_wait_timeout=20")
