@@ -133,4 +133,4 @@ def test_lost_golden_image_is_found(ready: Person) -> None:
     finally:
         ready.root(f"mv {link}.away {link}")
     found = checks["golden image"]
-    assert (code, found["status"], found["fix"]) == (3, "fail", "vmw image build"), found
+    assert (code, found["status"], found["fix"]) == (3, "fail", f"{HOME}/vmw/vmw image build"), found
