@@ -34,6 +34,12 @@ RESOLVE_THE_MIRROR = (
 )
 """Asks DNS for the host of the machine's own package mirror, whatever that is."""
 
+DEAF_BRIDGE = (
+    "add table bridge deaf; add chain bridge deaf ears { type filter hook prerouting priority 0; };"
+    f" add rule bridge deaf ears iifname {NIC} drop"
+)
+"""Drops what comes in through the NIC for as long as it is a port of a bridge."""
+
 LIBVIRT_URI = "network:///system"
 VIRSH = f"virsh --connect {LIBVIRT_URI}"
 NAT_ADDRESS = "192.168.150.1/24"
@@ -163,6 +169,8 @@ class Outage:
         self.network = host.container.network
         self.pid = int((host.container.directory / "dnsmasq.pid").read_text())
         self.command = Path(f"/proc/{self.pid}/cmdline").read_text().split("\0")[:-1]
+        # With fixed addresses the switch can be over before the router has gone; the bridge hears nothing from it in any case.
+        self.host.outside("nft", DEAF_BRIDGE)
         self.seen = threading.Event()
         self.thread = threading.Thread(target=self._wait, daemon=True)
         self.thread.start()
@@ -179,6 +187,7 @@ class Outage:
 
     def finish(self) -> None:
         """Bring the router back."""
+        self.host.outside("nft", "delete table bridge deaf")
         self._ip("address", "add", f"{self.network.gateway}/24")
         subprocess.run(self.command, check=True)
 
