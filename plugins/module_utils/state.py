@@ -46,11 +46,6 @@ class State:
         return self.root / "golden-image.qcow2"
 
     @property
-    def secrets(self) -> Path:
-        """Hold just what the VMs' secrets share shows."""
-        return self.root / "secrets"
-
-    @property
     def instances(self) -> Path:
         """Hold one directory per VM."""
         return self.root / "instances"

@@ -30,7 +30,6 @@ options:
   sockets:
     description: The sockets of the VM's shares by tag. Needed with O(state=present).
     type: dict
-    default: {}
   libvirt_uri:
     description: Where libvirt listens. Used with O(state=absent), when there is no record that tells.
     type: str
@@ -188,7 +187,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "state_dir": {"type": "str", "required": True},
             "name": {"type": "str", "required": True},
-            "sockets": {"type": "dict", "default": {}},
+            "sockets": {"type": "dict"},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
         },
         required_if=[("state", "present", ["sockets"])],
