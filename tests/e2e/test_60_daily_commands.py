@@ -245,6 +245,9 @@ def test_link_in_the_place_of_a_worktree_is_not_followed(ready: Person) -> None:
     ready.virsh("destroy", "third")
     ready.sh(f"mv {THIRD} {THIRD}.away && ln -s {HOME}/.ssh {THIRD}", check=True)
     try:
+        # The control: bubblewrap by itself follows the link.
+        control = ready.sh(f"bwrap --dev-bind / / --bind {THIRD} /mnt ls /mnt")
+        assert "id_ed25519" in control.stdout, report(control)
         start = ready.vmw("start", "third")
         assert start.returncode == 5, report(start)
         assert f"leads to {HOME}/.ssh" in start.stderr, report(start)
