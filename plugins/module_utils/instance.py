@@ -21,6 +21,27 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
+class GitShare:
+    """What of a worktree's git data its guest gets, decided when the VM is made.
+
+    Attributes:
+        mode: ``protected``, ``isolated`` or ``none``.
+        kind: What the worktree is to git: a ``Kind`` of ``git_layout``.
+        git_dir: The directory with the worktree's HEAD and index on the host.
+        common_dir: The directory with objects, refs and config.
+        user_name: The name of the guest's commits.
+        user_email: The address of the guest's commits.
+    """
+
+    mode: str = "none"
+    kind: str = "none"
+    git_dir: str = ""
+    common_dir: str = ""
+    user_name: str = ""
+    user_email: str = ""
+
+
+@dataclass(frozen=True)
 class Instance:
     """A VM as it was asked for. libvirt knows what runs; everything else is here."""
 
@@ -40,6 +61,7 @@ class Instance:
     generation: str
     virt_type: str
     libvirt_uri: str
+    git: GitShare = GitShare()
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Instance:
@@ -48,7 +70,11 @@ class Instance:
         Raises:
             KeyError: A field is missing.
         """
-        return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
+        values = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name != "git"}
+        # A record of the time before git was shared has none.
+        git = data.get("git", {})
+        known = {field.name: git[field.name] for field in dataclasses.fields(GitShare) if field.name in git}
+        return cls(**values, git=GitShare(**known))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain data."""
@@ -98,6 +124,16 @@ class InstanceFiles:
         return self.directory / "console.log"
 
     @property
+    def git_dir(self) -> Path:
+        """Hold the guest's own HEAD and index, and in isolated mode its objects. Hostile: no git of the host runs in it."""
+        return self.directory / "git"
+
+    @property
+    def git_masks(self) -> Path:
+        """Hold what the guest sees in place of some of git's files."""
+        return self.directory / "git-masks"
+
+    @property
     def host_key(self) -> Path:
         """Hold the guest's SSH host key, made on the host so that it can be pinned."""
         return self.directory / "ssh_host_ed25519_key"
@@ -126,7 +162,7 @@ class InstanceFiles:
         """Tell whether a name in the directory is one of ours: a file of this VM, one on the way to be, or a log's older part."""
         own = (
             *(self.record, self.disk, self.seed, self.seed_sources, self.domain, self.console, self.host_key),
-            *(self.known_hosts, self.ssh_config, self.leaving),
+            *(self.known_hosts, self.ssh_config, self.leaving, self.git_dir, self.git_masks),
         )
         stems = {path.name for path in own} | {self.disk.stem, self.seed.stem}
         return any(file == stem or file.startswith((f"{stem}.", f".{stem}.")) for stem in stems)

@@ -16,17 +16,65 @@ VIRTIOFSD_PATHS = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd/virtiofsd", "/u
 ALL_IDS = 4294967295
 """Count of user or group ids: all of them but the invalid one."""
 
+SCRATCH_BYTES = 64 << 20
+"""Memory that a guest can fill in the root of a scratch share, with git's locks and a new packed-refs: 60 bytes for each ref."""
+
 OPEN_FILES = 524288
 """Descriptor limit of a daemon, which holds one per inode the guest remembers: systemd's default hard limit."""
 
 
 @dataclass(frozen=True)
+class Bind:
+    """A file or directory of the host that stands in a share, over what the share's own directory has there.
+
+    Attributes:
+        source: Its path on the host.
+        target: Where it stands, relative to the share; something of its kind is there.
+        read_only: Whether the guest, root included, may only read.
+    """
+
+    source: str
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A file of the host that is replaced by each of its changes, and a copy of ours that a share can show all the time.
+
+    A bind shows the file that was there when it was made, whatever takes the name later.
+
+    Attributes:
+        source: The file's path on the host; it may come and go.
+        copy: The copy's path, which is written in place.
+    """
+
+    source: str
+    copy: str
+
+
+@dataclass(frozen=True)
 class ShareSpec:
-    """A directory of the host and the name by which the guest mounts it."""
+    """A directory of the host and the name by which the guest mounts it.
+
+    Attributes:
+        tag: The name by which the guest mounts it.
+        path: The directory on the host.
+        read_only: Whether the guest, root included, may only read.
+        binds: What stands over parts of it, in the order in which it is put there.
+        plain: Whether the guest may make files and directories only: neither links that lead out of the share, which the
+            host's programs would follow, nor FIFOs and devices.
+        scratch: Whether the share shows of the directory only what the binds name, and keeps the rest in memory until it ends.
+        mirrors: Copies that follow the host's files while the share is served.
+    """
 
     tag: str
     path: str
     read_only: bool
+    binds: tuple[Bind, ...] = ()
+    plain: bool = False
+    scratch: bool = False
+    mirrors: tuple[Mirror, ...] = ()
 
     @property
     def short(self) -> str:
@@ -100,12 +148,17 @@ def command_line(daemon: Daemon, share: ShareSpec, uid: int, gid: int) -> list[s
         uid: The user to whom the guest's files belong.
         gid: That user's group.
     """
-    links = [part for name in ("bin", "lib", "lib64", "sbin") for part in ("--symlink", f"usr/{name}", f"/{name}")]
-    bind = "--ro-bind" if share.read_only else "--bind"
+    # Directories, where the host has links: a plain share's daemon, and so bubblewrap, can make no link.
+    system = [part for name in ("usr", "bin", "lib", "lib64", "sbin") for part in ("--ro-bind-try", f"/{name}", f"/{name}")]
+    root = ["--size", str(SCRATCH_BYTES), "--tmpfs", "/share"] if share.scratch else []
+    binds = share.binds if share.scratch else (Bind(share.path, "", share.read_only), *share.binds)
+    shown = root + [
+        part
+        for each in binds
+        for part in ("--ro-bind" if each.read_only else "--bind", each.source, f"/share/{each.target}".rstrip("/"))
+    ]
     return [
-        "/usr/bin/bwrap", "--unshare-all", "--new-session", "--cap-drop", "ALL",
-        "--ro-bind", "/usr", "/usr", *links, "--proc", "/proc", "--dev", "/dev",
-        bind, share.path, "/share",
+        "/usr/bin/bwrap", "--unshare-all", "--new-session", "--cap-drop", "ALL", *system, "--proc", "/proc", *shown,
         "--", daemon.binary, *_daemon_options(daemon, share, uid, gid),
     ]  # fmt: skip
 
@@ -126,23 +179,81 @@ WantedBy=sockets.target
 """
 
 
-NO_LINK = '[ "$(realpath -e -- "$1")" = "$1" ]'
-"""Shell command that fails when a path leads over a link, or nowhere."""
+NO_LINK = 'for path; do [ "$(realpath -e -- "$path")" = "$path" ] || exit 1; done'
+"""Shell command that fails when one of some paths leads over a link, or nowhere."""
+
+
+PLAIN_FILTER = """\
+NoNewPrivileges=yes
+SystemCallArchitectures=native
+SystemCallFilter=~symlink symlinkat mknod mknodat
+SystemCallErrorNumber=EPERM
+"""
+"""Keeps a daemon from making links, FIFOs and devices, whatever the guest asks for: systemd.exec(5)."""
+
+
+MIRROR = (
+    "while [ $# -gt 1 ]; do"
+    ' if [ -f "$1" ] && [ ! -L "$1" ]; then cmp -s -- "$1" "$2" || cat -- "$1" > "$2"; else : > "$2"; fi;'
+    " shift 2; done"
+)
+"""Shell command that brings copies up to date, in place, as a bind shows the file itself and not its name."""
+
+
+def command_words(*argv: str) -> str:
+    """Return a command as a unit has it."""
+    return " ".join(quote(argument) for argument in argv)
+
+
+def mirror_command(share: ShareSpec) -> str:
+    """Return the command, as a unit has it, that brings a share's copies up to date."""
+    return command_words("/bin/sh", "-c", MIRROR, "sh", *(path for each in share.mirrors for path in (each.source, each.copy)))
+
+
+def mirror_units(instance: str, share: ShareSpec) -> dict[str, str]:
+    """Return the units, by name, that keep a share's copies up to date while it is served."""
+    name = mirror_name(instance)
+    watched = "".join(f"PathChanged={each.source.replace('%', '%%')}\n" for each in share.mirrors)
+    return {
+        f"{name}.path": f"""\
+[Unit]
+Description=vmw: changes in the git data of {instance}
+BindsTo={unit_name(instance, share)}.service
+
+[Path]
+{watched}""",
+        f"{name}.service": f"""\
+[Unit]
+Description=vmw: copies of the git data of {instance}
+
+[Service]
+Type=oneshot
+ExecStart={mirror_command(share)}
+""",
+    }
+
+
+def mirror_name(instance: str) -> str:
+    """Return the name, without suffix, of the units of a VM's copies; a VM has them for one share."""
+    return f"vmw-{instance}-mirror"
 
 
 def service_unit(instance: str, share: ShareSpec, argv: list[str]) -> str:
     """Return the unit of the daemon: a fresh one at each start of the VM, as it serves one connection and exits."""
+    paths = (share.path, *(bind.source for bind in share.binds))
+    wants = f"Wants={mirror_name(instance)}.path\n" if share.mirrors else ""
+    mirror = f"ExecStartPre={mirror_command(share)}\n" if share.mirrors else ""
     return f"""\
 [Unit]
 Description=vmw: share {share.short} of {instance}
 CollectMode=inactive-or-failed
-
+{wants}
 [Service]
 Type=exec
 # bubblewrap would follow a link that somebody has put in the place of a directory on the way.
-ExecStartPre={" ".join(quote(argument) for argument in ("/bin/sh", "-c", NO_LINK, "sh", share.path))}
-ExecStart={" ".join(quote(argument) for argument in argv)}
+ExecStartPre={command_words("/bin/sh", "-c", NO_LINK, "sh", *paths)}
+{mirror}ExecStart={command_words(*argv)}
 LimitNOFILE={OPEN_FILES}
-# A daemon that died cannot be replaced under a running VM: QEMU does not connect again.
+{PLAIN_FILTER if share.plain else ""}# A daemon that died cannot be replaced under a running VM: QEMU does not connect again.
 Restart=no
 """

@@ -51,6 +51,11 @@ class State:
         return self.root / "instances"
 
     @property
+    def secrets(self) -> Path:
+        """Hold the user's API keys, which every guest may read."""
+        return self.root / "secrets"
+
+    @property
     def progress(self) -> Path:
         """Name the file through which a long task tells how far it is."""
         return self.root / "progress.json"

@@ -39,8 +39,16 @@ def overlap(one: Path, other: Path) -> bool:
     return one == other or one in other.parents or other in one.parents
 
 
-def _check_place(real: Path, state: Path) -> None:
-    """Refuse a directory that shows a guest more than a worktree."""
+def check_place(real: Path, state: Path) -> None:
+    """Refuse a directory that shows a guest more than a worktree.
+
+    Args:
+        real: The directory's real path.
+        state: The state directory's real path.
+
+    Raises:
+        VmwError: It holds the home directory, keys, or what vmw keeps for itself.
+    """
     home = Path(pwd.getpwuid(os.getuid()).pw_dir).resolve()
     if real == home or real in home.parents:
         message = f"{real} is, or holds, your home directory: a guest must not see your keys"
@@ -79,7 +87,7 @@ def check_worktree(text: str, state_root: Path) -> Path:
         # A loop of links is one or the other, depending on Python's release.
         message = f"{path} cannot be reached: {error}"
         raise _refuse(message) from error
-    _check_place(real, state_root.resolve())
+    check_place(real, state_root.resolve())
     if not real.is_dir():
         message = f"{real} is not a directory"
         raise _refuse(message)

@@ -51,6 +51,14 @@ options:
   guest_user:
     description: Name of the user in the guest.
     type: str
+  git_mode:
+    description:
+      - What of the worktree's git data a new VM gets. V(protected) lets the guest commit to the repository, and keeps from it
+        whatever the host's git would run. V(isolated) gives it a git directory of its own, which only borrows the repository's
+        objects. V(none) is no git data at all.
+    type: str
+    choices: [protected, isolated, none]
+    default: protected
   virt_type:
     description: The accelerator.
     type: str
@@ -107,6 +115,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.accelerator import virt_type
 from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import EMULATED_VCPUS
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
+from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import read_layout
+from ansible_collections.vmw.worktree.plugins.module_utils.git_share import choose
 from ansible_collections.vmw.worktree.plugins.module_utils.image import Manifest, current_generation
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
     SCHEMA,
@@ -199,6 +209,7 @@ def new_record(parameters: dict[str, Any], state: State, worktree: Path, name: s
             raise VmwError(message, "ask for a larger VM", "usage")
     manifest = golden_image(state, parameters["guest_user"])
     check_disk(state, manifest, parameters["disk_gib"])
+    git = choose(worktree, read_layout(worktree), parameters["git_mode"], parameters["guest_user"], state)
     identity = uuid.uuid4()
     # 52:54:00 is the prefix of QEMU's and libvirt's own addresses.
     mac = ":".join(("52", "54", "00", *(f"{byte:02x}" for byte in identity.bytes[-3:])))
@@ -219,6 +230,7 @@ def new_record(parameters: dict[str, Any], state: State, worktree: Path, name: s
         generation=manifest.generation,
         virt_type=virt_type(parameters["virt_type"]),
         libvirt_uri=parameters["libvirt_uri"],
+        git=git,
     )
 
 
@@ -388,6 +400,7 @@ def main() -> None:
             "disk_gib": {"type": "int"},
             "bridge": {"type": "str"},
             "guest_user": {"type": "str"},
+            "git_mode": {"type": "str", "choices": ["protected", "isolated", "none"], "default": "protected"},
             "virt_type": {"type": "str", "choices": ["auto", "kvm", "qemu"], "default": "auto"},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
         },

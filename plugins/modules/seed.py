@@ -12,7 +12,7 @@ version_added: 0.1.0
 author: The vmw authors (@vmw-dev)
 description:
   - Writes the NoCloud seed of a recorded VM, an ISO 9660 image, and keeps its sources beside it for people to read.
-  - Adds the VM's SSH host key to the user data, so that no task ever prints it.
+  - Adds the VM's SSH host key to the user data, so that no task ever prints it, and the mounts of its shares.
 extends_documentation_fragment: [vmw.worktree.instance]
 attributes:
   check_mode:
@@ -23,7 +23,7 @@ attributes:
     description: The user data holds a private key.
 options:
   user_data:
-    description: The cloud-config, without SSH host keys.
+    description: The cloud-config, without SSH host keys, mounts and files.
     type: dict
     required: true
   network_config:
@@ -55,7 +55,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
-from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles, files_of
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import GitShare, InstanceFiles, files_of
+from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import GuestShare, shares_of
 from ansible_collections.vmw.worktree.plugins.module_utils.state import (
     command,
     grant,
@@ -63,6 +64,54 @@ from ansible_collections.vmw.worktree.plugins.module_utils.state import (
     qemu_peer,
     write_file,
 )
+
+BASE = """\
+# Written by vmw.
+[safe]
+\tdirectory = *
+"""
+"""git-config(1): the files of a share belong to the guest's user, or to whoever made them on the host."""
+
+PROTECTED = """\
+# The repository's own configuration is the host's, and not the guest's to change.
+[gc]
+\tauto = 0
+\tworktreePruneExpire = never
+[maintenance]
+\tauto = false
+[branch]
+\tautoSetupMerge = false
+[push]
+\tdefault = current
+"""
+"""Keeps git from cleaning up by itself, and from writing where the guest may not: git-config(1)."""
+
+
+def git_config(git: GitShare) -> str:
+    """Return the guest's /etc/gitconfig: the host user's name, and nothing that would write what is protected."""
+    lines = [f"\t{key} = {quoted(value)}\n" for key, value in (("name", git.user_name), ("email", git.user_email)) if value]
+    return BASE + (PROTECTED if git.mode == "protected" else "") + ("[user]\n" + "".join(lines) if lines else "")
+
+
+def quoted(value: str) -> str:
+    """Quote a value for git's configuration: git-config(1), "Syntax"."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    return f'"{escaped}"'
+
+
+def mounts(shares: list[GuestShare]) -> list[list[str]]:
+    """Return the lines of fstab(5) that mount the shares."""
+    return [[share.spec.tag, fstab_path(share.mountpoint), "virtiofs", options_of(share), "0", "0"] for share in shares]
+
+
+def options_of(share: GuestShare) -> str:
+    """Return a share's mount options; cloud-init would make a directory for a path with a blank under its escaped name."""
+    return share.options + (",x-mount.mkdir" if fstab_path(share.mountpoint) != share.mountpoint else "")
+
+
+def fstab_path(path: str) -> str:
+    """Escape a path for fstab(5)."""
+    return path.replace("\\", "\\134").replace(" ", "\\040").replace("#", "\\043")
 
 
 def sources(files: InstanceFiles, user_data: dict[str, Any], network_config: dict[str, Any]) -> dict[str, str]:
@@ -72,9 +121,14 @@ def sources(files: InstanceFiles, user_data: dict[str, Any], network_config: dic
         "ed25519_private": files.host_key.read_text(),
         "ed25519_public": files.host_key.with_suffix(".pub").read_text(),
     }
+    added = {
+        "ssh_keys": keys,
+        "write_files": [{"path": "/etc/gitconfig", "content": git_config(instance.git)}],
+        "mounts": mounts(shares_of(instance, files)),
+    }
     meta_data = {"instance-id": instance.uuid, "local-hostname": instance.name}
     return {
-        "user-data": "#cloud-config\n" + json.dumps({**user_data, "ssh_keys": keys}, indent=2) + "\n",
+        "user-data": "#cloud-config\n" + json.dumps({**user_data, **added}, indent=2) + "\n",
         "meta-data": json.dumps(meta_data, indent=2) + "\n",
         "network-config": json.dumps(network_config, indent=2) + "\n",
     }

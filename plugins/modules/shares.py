@@ -7,13 +7,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: shares
-short_description: Serve directories of the host to a VM
+short_description: Serve a VM's shares
 version_added: 0.1.0
 author: The vmw authors (@vmw-dev)
 description:
+  - Which directories those are, and what of them the guest may write, follows from the VM's record.
   - Writes one systemd user socket and service per share, and has the sockets listen now and after every boot.
   - QEMU's connection starts a fresh virtiofsd as the calling user, in a mount namespace that shows it just its share.
   - With O(state=absent) stops and removes every unit of the VM.
+extends_documentation_fragment: [vmw.worktree.instance]
 attributes:
   check_mode:
     support: full
@@ -27,42 +29,17 @@ options:
     type: str
     choices: [present, absent]
     default: present
-  name:
-    description: The VM's name.
-    type: str
-    required: true
   runtime_dir:
     description: Directory of the sockets, whose group is QEMU's; by default the calling user's own below C(/run/vmw).
     type: str
     default: ""
-  shares:
-    description: The shares.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      tag:
-        description: The name by which the guest mounts it.
-        type: str
-        required: true
-      path:
-        description: The directory on the host. Needed with O(state=present).
-        type: str
-        default: ""
-      read_only:
-        description: Whether the guest, root included, may only read.
-        type: bool
-        default: false
 """
 
 EXAMPLES = r"""
 - name: Share a worktree
   vmw.worktree.shares:
+    state_dir: ~/.config/vmw
     name: project
-    runtime_dir: /run/vmw/me
-    shares:
-      - tag: vmw:repo
-        path: /home/me/Code/project
 """
 
 RETURN = r"""
@@ -70,26 +47,37 @@ sockets:
   description: The sockets' paths by tag.
   returned: when O(state=present)
   type: dict
+mountpoints:
+  description: Where the guest mounts the shares.
+  returned: when O(state=present)
+  type: list
+  elements: str
 """
 
 import os
 import pwd
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
+from ansible_collections.vmw.worktree.plugins.module_utils.git_share import prepare
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles, files_of
+from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import TAGS, shares_of
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
     Daemon,
     ShareSpec,
     command_line,
     find_virtiofsd,
+    mirror_name,
+    mirror_units,
     service_unit,
     socket_path,
     socket_unit,
     unit_name,
 )
-from ansible_collections.vmw.worktree.plugins.module_utils.state import command, write_file
+from ansible_collections.vmw.worktree.plugins.module_utils.state import State, command, write_file
 
 WANTS = "sockets.target.wants"
 """Directory of the links by which the user's service manager starts enabled sockets."""
@@ -121,30 +109,31 @@ def loaded_units(units: list[str]) -> list[str]:
     return [row[0] for row in rows if row[1:3] != ["not-found", "inactive"]]
 
 
-def spec_of(share: dict[str, Any], name: str) -> ShareSpec:
+def spec_of(share: ShareSpec, name: str) -> ShareSpec:
     """Return a share as its daemon serves it.
 
     Args:
-        share: The module's parameters of one share.
+        share: The share as the record tells.
         name: The VM.
 
     Raises:
-        VmwError: The directory is gone, or a link stands in its way.
+        VmwError: A directory or file of it is gone, or a link stands in its way.
     """
-    path = Path(share["path"]).expanduser()
-    try:
-        real = path.resolve(strict=True)
-        missing = not real.is_dir()
-    except (OSError, RuntimeError):
-        missing = True
-    if missing:
-        message = f"the directory {path}, which {name} shares, is gone"
+    for path in (share.path, *(bind.source for bind in share.binds)):
+        try:
+            real = Path(path).resolve(strict=True)
+        except (OSError, RuntimeError) as error:
+            message = f"{path}, which {name} shares, is gone"
+            raise VmwError(message, f"bring it back, or remove the VM with `vmw destroy {name}`") from error
+        if str(real) != path and not share.read_only:
+            # A guest may have put it there, to be shown what the link leads to.
+            message = f"{path}, which {name} shares, leads to {real} now"
+            raise VmwError(message, f"put the original back there, or remove the VM with `vmw destroy {name}`", "conflict")
+    real = Path(share.path).resolve()
+    if not real.is_dir():
+        message = f"the directory {share.path}, which {name} shares, is gone"
         raise VmwError(message, f"bring it back, or remove the VM with `vmw destroy {name}`")
-    if real != path and not share["read_only"]:
-        # A guest may have put it there, to be shown what the link leads to.
-        message = f"{path}, which {name} shares, leads to {real} now"
-        raise VmwError(message, f"put the directory itself back there, or remove the VM with `vmw destroy {name}`", "conflict")
-    return ShareSpec(share["tag"], str(real), share["read_only"])
+    return replace(share, path=str(real))
 
 
 def write_units(name: str, runtime_dir: str, shares: list[ShareSpec], *, check_mode: bool) -> bool:
@@ -156,6 +145,8 @@ def write_units(name: str, runtime_dir: str, shares: list[ShareSpec], *, check_m
         argv = command_line(daemon, share, os.getuid(), os.getgid())
         texts[f"{unit_name(name, share)}.socket"] = socket_unit(name, share, runtime_dir)
         texts[f"{unit_name(name, share)}.service"] = service_unit(name, share, argv)
+        if share.mirrors:
+            texts |= mirror_units(name, share)
     directory = unit_directory()
     if check_mode:
         return any(not (directory / unit).is_file() or (directory / unit).read_text() != texts[unit] for unit in texts)
@@ -168,18 +159,27 @@ def write_units(name: str, runtime_dir: str, shares: list[ShareSpec], *, check_m
 
 def present(module: AnsibleModule) -> dict[str, Any]:
     """Write the units and have the sockets listen."""
-    name = module.params["name"]
+    files = files_of(module.params["state_dir"], module.params["name"])
+    name = files.name
     runtime_dir = runtime_directory(module)
-    shares = [spec_of(share, name) for share in module.params["shares"]]
-    sockets = {share.tag: socket_path(runtime_dir, name, share) for share in shares}
+    if module.check_mode and not files.exists():
+        return {"changed": True, "sockets": {}, "mountpoints": []}
+    instance = files.load()
+    # What is vmw's own may stand behind a link of the user's own.
+    guest_shares = shares_of(instance, InstanceFiles(State(files.state.root.resolve()), name))
+    sockets = {share.spec.tag: socket_path(runtime_dir, name, share.spec) for share in guest_shares}
+    result = {"sockets": sockets, "mountpoints": [share.mountpoint for share in guest_shares]}
     if module.check_mode and not Path(runtime_dir).is_dir():
-        return {"changed": True, "sockets": sockets}
+        return {"changed": True, **result}
     if not os.access(runtime_dir, os.W_OK):
         message = f"{runtime_dir} is missing or not yours"
         raise VmwError(message, "run `vmw host` to set up this machine", "host_not_ready")
+    if not module.check_mode:
+        prepare(instance, files)
+    shares = [share.spec if module.check_mode else spec_of(share.spec, name) for share in guest_shares]
     changed = write_units(name, runtime_dir, shares, check_mode=module.check_mode)
     if module.check_mode:
-        return {"changed": changed, "sockets": sockets}
+        return {"changed": changed, **result}
     listening = [f"{unit_name(name, share)}.socket" for share in shares]
     units = [unit for socket in listening for unit in (socket, socket.replace(".socket", ".service"))]
     # An earlier run may have been interrupted between the files and the reload.
@@ -190,15 +190,16 @@ def present(module: AnsibleModule) -> dict[str, Any]:
     if changed or active != ["ActiveState=active"] * len(listening) or not all(map(os.path.exists, sockets.values())):
         systemctl("enable", "--now", *listening)
         changed = True
-    return {"changed": changed, "sockets": sockets}
+    return {"changed": changed, **result}
 
 
 def absent(module: AnsibleModule) -> dict[str, Any]:
     """Stop and remove this VM's units, by exact name; a half that was removed already does not keep the other."""
-    name = module.params["name"]
-    shares = [ShareSpec(share["tag"], "", read_only=False) for share in module.params["shares"]]
+    name = files_of(module.params["state_dir"], module.params["name"]).name
+    shares = [ShareSpec(tag, "", read_only=False) for tag in TAGS]
     sockets = [f"{unit_name(name, share)}.socket" for share in shares]
-    units = [*sockets, *(f"{unit_name(name, share)}.service" for share in shares)]
+    mirrors = [f"{mirror_name(name)}{suffix}" for suffix in (".path", ".service")]
+    units = [*sockets, *(f"{unit_name(name, share)}.service" for share in shares), *mirrors]
     directory = unit_directory()
     places = [
         *(directory / unit for unit in units),
@@ -220,17 +221,12 @@ def absent(module: AnsibleModule) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    share = {
-        "tag": {"type": "str", "required": True},
-        "path": {"type": "str", "default": ""},
-        "read_only": {"type": "bool", "default": False},
-    }
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "state_dir": {"type": "str", "required": True},
             "name": {"type": "str", "required": True},
             "runtime_dir": {"type": "str", "default": ""},
-            "shares": {"type": "list", "elements": "dict", "options": share, "required": True},
         },
         supports_check_mode=True,
     )

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +38,14 @@ app.add_typer(image_app, name="image")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The VM's name, as `vmw list` shows it.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class GitMode(StrEnum):
+    """What of a worktree's git data its VM gets."""
+
+    PROTECTED = "protected"
+    ISOLATED = "isolated"
+    NONE = "none"
 
 
 @dataclass
@@ -125,6 +134,7 @@ def spawn(  # noqa: PLR0913 - one argument for each option
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory: 4G, 512M, or a number of MiB.")] = None,
     cpus: Annotated[int | None, typer.Option(metavar="N", min=1, help="Virtual CPUs.")] = None,
     disk: Annotated[str | None, typer.Option(metavar="SIZE", help="Disk size in GiB, taken up only as it fills.")] = None,
+    git: Annotated[GitMode | None, typer.Option(help="What of the worktree's git data the VM gets.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return before the VM can be reached.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -132,7 +142,7 @@ def spawn(  # noqa: PLR0913 - one argument for each option
     from vmw.services import group, worktree  # noqa: PLC0415
     from vmw.services import host as host_service  # noqa: PLC0415
 
-    values = worktree.spawn_vars(path, name=name, memory=memory, cpus=cpus, disk=disk, wait=not no_wait)
+    values = worktree.spawn_vars(path, name=name, memory=memory, cpus=cpus, disk=disk, git=git, wait=not no_wait)
     settings = _settings()
     shared = worktree.check_worktree(str(values["worktree"]), settings.state_dir, named=name is not None)
     _offer_ssh_key()
@@ -215,7 +225,7 @@ def list_(*, as_json: AsJson = False) -> None:
     if not found.rows:
         console.say("There are no VMs; `vmw spawn PATH` makes one.")
         return
-    header = ["NAME", "STATE", "ADDRESS", "MEMORY/VCPU", "DISK USED", "AGE", "IMAGE", "WORKTREE"]
+    header = ["NAME", "STATE", "ADDRESS", "MEMORY/VCPU", "DISK USED", "AGE", "IMAGE", "GIT", "BRANCH", "WORKTREE"]
     console.table(header, [_cells(row) for row in found.rows])
 
 
@@ -231,6 +241,8 @@ def _cells(row: Row) -> list[str]:
         f"{console.size(row.disk_used_bytes)} of {row.disk_gib} GiB" if row.disk_gib else "-",
         console.age(seconds) if seconds is not None else "-",
         row.generation or "-",
+        row.git or "-",
+        row.branch or "-",
         row.worktree or "-",
     ]
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import GitLayout, Kind, branch
+from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import has_own_git_dir
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 
 from vmw.errors import VmwError
@@ -13,6 +15,8 @@ from vmw.services import records, virsh
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
 
     from vmw.services.records import Recorded
     from vmw.settings import Settings
@@ -36,6 +40,9 @@ class Row:
     disk_used_bytes: int
     created: str | None
     generation: str | None
+    git: str | None
+    git_mode: str | None
+    branch: str | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,14 @@ def _ask(query: virsh.Virsh, vms: list[Recorded]) -> tuple[dict[str, str], dict[
     return states, virsh.quick_addresses(query, {instance.name: instance.mac for instance in running}, leased)
 
 
+def _branch(instance: Instance, files: InstanceFiles) -> str | None:
+    """Return the branch on which the guest works; its name may be the guest's choice."""
+    git = instance.git
+    directory = str(files.git_dir) if has_own_git_dir(instance) else git.git_dir
+    found = branch(GitLayout(Kind(git.kind), directory, git.common_dir))
+    return "".join(character if character.isprintable() else "?" for character in found) or None
+
+
 def list_vms(settings: Settings) -> Listing:
     """Return all VMs, running or not; libvirt being down leaves their state unknown and fails nothing."""
     everything = records.all_recorded(settings.state_dir)
@@ -109,6 +124,9 @@ def list_vms(settings: Settings) -> Listing:
             disk_used_bytes=used_bytes(each.files.disk),
             created=each.instance.created if each.instance else None,
             generation=each.instance.generation if each.instance else None,
+            git=each.instance.git.kind if each.instance else None,
+            git_mode=each.instance.git.mode if each.instance else None,
+            branch=_branch(each.instance, each.files) if each.instance else None,
         )
         for each in everything
     ]

@@ -49,6 +49,7 @@ def spawn_vars(  # noqa: PLR0913 - one argument for each of the command's option
     memory: str | None = None,
     cpus: int | None = None,
     disk: str | None = None,
+    git: str | None = None,
     wait: bool = True,
 ) -> ExtraVars:
     """Return the playbook's inputs; what the user did not say is left out, for config.yml to say.
@@ -63,6 +64,8 @@ def spawn_vars(  # noqa: PLR0913 - one argument for each of the command's option
         values["vmw_memory_mib"] = mebibytes(memory)
     if cpus is not None:
         values["vmw_vcpus"] = cpus
+    if git is not None:
+        values["vmw_git_mode"] = git
     if disk is not None:
         values["vmw_disk_gib"] = gibibytes(disk)
     return values

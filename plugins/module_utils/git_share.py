@@ -1,0 +1,198 @@
+# Copyright (c) 2026 The vmw authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""What of a worktree's git data a new VM gets, and the files on the host by which it gets it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import (
+    WORKTREE_KINDS,
+    GitLayout,
+    Kind,
+    read_config,
+    run_git,
+    unknown_extensions,
+)
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import GitShare
+from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import (
+    MIRRORED,
+    NO_GIT,
+    guest_git_dir,
+    guest_worktree,
+    has_own_git_dir,
+)
+from ansible_collections.vmw.worktree.plugins.module_utils.state import write_file
+from ansible_collections.vmw.worktree.plugins.module_utils.worktree import check_place, overlap
+
+if TYPE_CHECKING:
+    from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
+    from ansible_collections.vmw.worktree.plugins.module_utils.state import State
+
+MASKED_HEAD = "ref: refs/vmw/host\n"
+"""Content of the HEAD that stands over the host's own: with the real one git would refuse the guest the host's branch."""
+
+KEPT_SETTINGS = (
+    r"remote\..*\.(url|pushurl|fetch|push|tagopt|promisor|partialclonefilter)",
+    r"branch\..*\.(remote|merge|rebase)",
+    r"core\.(ignorecase|precomposeunicode|filemode|symlinks|autocrlf|eol|sparsecheckout|sparsecheckoutcone)",
+    r"extensions\.(objectformat|partialclone)",
+    r"index\.sparse",
+)
+"""Settings of a repository that a private git directory has too: how files and remotes are meant, nothing that runs."""
+
+PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
+"""The password in a URL: RFC 3986, section 3.2.1."""
+
+
+def _identity(worktree: Path, key: str) -> str:
+    """Return a setting of the user's as it holds in a worktree; reading settings runs nothing that a repository says."""
+    argv = ["git", "config", "--get", key]
+    done = subprocess.run(argv, cwd=worktree, capture_output=True, text=True, errors="replace", check=False)
+    return done.stdout.strip()
+
+
+def _check(layout: GitLayout, guest_user: str, state: State) -> None:
+    """Refuse what the guest's git could not use, or could only use at the host's cost.
+
+    Raises:
+        VmwError: With the reason.
+    """
+    common = Path(layout.common_dir)
+    without = "`--git none` (the playbook's `vmw_git_mode`) makes a VM without git"
+    check_place(common, state.root.resolve())
+    extensions = unknown_extensions(layout)
+    if extensions:
+        message = f"{common} has the extension {extensions[0]}, which the guest's git does not know"
+        hint = f"`git config --unset extensions.{extensions[0]}` where nothing needs it; {without}"
+        if extensions[0] == "relativeworktrees":
+            hint = f"`git worktree repair` with worktree.useRelativePaths=false makes links absolute again; {without}"
+        raise VmwError(message, hint, "usage")
+    if Path(common, "objects/info/alternates").exists():
+        message = f"{common} borrows objects of another repository, which the guest could not see"
+        raise VmwError(message, f"`git repack -a -d` there, then remove objects/info/alternates; {without}", "usage")
+    for taken in ("repo", ".secrets", ".repo-git", ".ssh"):
+        if overlap(common, Path("/home", guest_user, taken)):
+            message = f"{common} cannot be at its own path in the guest, which has its {taken} there"
+            raise VmwError(message, without, "usage")
+
+
+def choose(worktree: Path, layout: GitLayout, mode: str, guest_user: str, state: State) -> GitShare:
+    """Decide what of a worktree's git data a new VM gets.
+
+    Args:
+        worktree: Its real path.
+        layout: Where its git data is.
+        mode: ``protected``, ``isolated`` or ``none``.
+        guest_user: The guest's user.
+        state: The state directory's layout.
+
+    Raises:
+        VmwError: It cannot be shared in this mode.
+    """
+    if layout.kind is Kind.NONE:
+        return GitShare()
+    if mode != "none":
+        _check(layout, guest_user, state)
+    return GitShare(
+        mode=mode,
+        kind=layout.kind.value,
+        git_dir=layout.git_dir,
+        common_dir=layout.common_dir,
+        user_name=_identity(worktree, "user.name"),
+        user_email=_identity(worktree, "user.email"),
+    )
+
+
+def prepare(instance: Instance, files: InstanceFiles) -> None:
+    """Make on the host what the shares of git data need, and what git itself would make there sooner or later.
+
+    Args:
+        instance: The VM.
+        files: Its files.
+
+    Raises:
+        VmwError: git cannot read the repository.
+    """
+    git = instance.git
+    if git.kind == Kind.NONE.value:
+        return
+    files.git_masks.mkdir(exist_ok=True)
+    if git.kind != Kind.MAIN.value:
+        target = guest_git_dir(instance) if has_own_git_dir(instance) else git.git_dir
+        write_file(files.git_masks / "dot-git", f"gitdir: {target}\n")
+    elif git.mode == "none":
+        (files.git_masks / NO_GIT).mkdir(exist_ok=True)
+    if git.mode == "protected":
+        _prepare_common(instance, files)
+    if has_own_git_dir(instance) and not files.git_dir.is_dir():
+        _make_own_git_dir(instance, files)
+
+
+def _prepare_common(instance: Instance, files: InstanceFiles) -> None:
+    git = instance.git
+    for name in ("logs", "objects/info"):
+        Path(git.common_dir, name).mkdir(exist_ok=True)
+    for name in (*MIRRORED, "HEAD"):
+        # The daemon's unit fills it, also when libvirt starts the VM.
+        (files.git_masks / name).touch()
+    if git.kind not in WORKTREE_KINDS:
+        write_file(files.git_masks / "masked-HEAD", MASKED_HEAD)
+        return
+    # The guest could make it otherwise, and extensions.worktreeConfig would have the host's git read it.
+    Path(git.git_dir, "config.worktree").touch()
+    write_file(files.git_masks / "commondir", f"{git.common_dir}\n")
+    # The guest's own path, or `git worktree prune` there would take this worktree for one that is gone.
+    write_file(files.git_masks / "gitdir", f"{guest_worktree(instance)}/.git\n")
+
+
+def _make_own_git_dir(instance: Instance, files: InstanceFiles) -> None:
+    """Make the guest's own HEAD and index from the host's; a directory that is there already is the guest's."""
+    git = instance.git
+    partial = files.git_dir.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    host = Path(git.git_dir)
+    for path in (host / "HEAD", host / "index", *host.glob("sharedindex.*")):
+        if path.is_file():
+            shutil.copyfile(path, partial / path.name)
+    if (host / "info/sparse-checkout").is_file():
+        (partial / "info").mkdir()
+        shutil.copyfile(host / "info/sparse-checkout", partial / "info/sparse-checkout")
+    if git.mode == "isolated":
+        _make_private_repository(git, partial)
+    else:
+        write_file(partial / "commondir", f"{git.common_dir}\n")
+        write_file(partial / "gitdir", f"{guest_worktree(instance)}/.git\n")
+        worktree_config = host / "config.worktree"
+        if worktree_config.is_file():
+            shutil.copyfile(worktree_config, partial / "config.worktree")
+    partial.replace(files.git_dir)
+
+
+def _make_private_repository(git: GitShare, directory: Path) -> None:
+    """Fill a git directory of the guest's own, which borrows the host's objects and has its branches as they are now."""
+    common = Path(git.common_dir)
+    for name in ("objects/info", "objects/pack", "refs/heads", "refs/tags"):
+        (directory / name).mkdir(parents=True)
+    write_file(directory / "objects/info/alternates", f"{common}/objects\n")
+    if (common / "shallow").is_file():
+        shutil.copyfile(common / "shallow", directory / "shallow")
+    form = "--format=%(if)%(symref)%(then)%(else)%(objectname) %(refname)%(end)"
+    refs = run_git(f"--git-dir={common}", "for-each-ref", form, "refs/heads", "refs/remotes", "refs/tags")
+    write_file(directory / "packed-refs", "".join(f"{line}\n" for line in refs.splitlines() if line))
+    settings = dict(read_config(common / "config"))
+    if settings.get("extensions.worktreeconfig") == "true" and Path(git.git_dir, "config.worktree").is_file():
+        settings |= read_config(Path(git.git_dir, "config.worktree"))
+    config = directory / "config"
+    version = "1" if any(key.startswith("extensions.") for key in settings) else "0"
+    run_git("config", f"--file={config}", "core.repositoryformatversion", version)
+    run_git("config", f"--file={config}", "core.bare", "false")
+    for key, value in settings.items():
+        if any(re.fullmatch(pattern, key, re.IGNORECASE) for pattern in KEPT_SETTINGS):
+            run_git("config", f"--file={config}", "--add", key, PASSWORD.sub(r"\1@", value))
