@@ -149,6 +149,11 @@ class InstanceFiles:
         return self.directory / "ssh_config"
 
     @property
+    def fingerprint(self) -> Path:
+        """Hold what the worktree was like before the guest had it."""
+        return self.directory / "fingerprint.json"
+
+    @property
     def leaving(self) -> Path:
         """Say, while it is there, that the VM is being removed."""
         return self.directory / "leaving"
@@ -162,7 +167,7 @@ class InstanceFiles:
         """Tell whether a name in the directory is one of ours: a file of this VM, one on the way to be, or a log's older part."""
         own = (
             *(self.record, self.disk, self.seed, self.seed_sources, self.domain, self.console, self.host_key),
-            *(self.known_hosts, self.ssh_config, self.leaving, self.git_dir, self.git_masks),
+            *(self.known_hosts, self.ssh_config, self.fingerprint, self.leaving, self.git_dir, self.git_masks),
         )
         stems = {path.name for path in own} | {self.disk.stem, self.seed.stem}
         return any(file == stem or file.startswith((f"{stem}.", f".{stem}.")) for stem in stems)

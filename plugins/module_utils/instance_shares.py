@@ -86,7 +86,8 @@ def shares_of(instance: Instance, files: InstanceFiles) -> list[GuestShare]:
         objects = f"{git.common_dir}/objects"
         shares.append(GuestShare(ShareSpec(GIT, objects, read_only=True), objects, "ro,nosuid,nodev,noexec,nofail"))
     if has_own_git_dir(instance) and git.kind != Kind.MAIN.value:
-        shares.append(GuestShare(ShareSpec(GIT_DIR, str(files.git_dir), read_only=False, plain=True), guest_git_dir(instance)))
+        own = ShareSpec(GIT_DIR, str(files.git_dir), read_only=False, binds=_submodules(instance, ""), plain=True)
+        shares.append(GuestShare(own, guest_git_dir(instance)))
     return shares
 
 
@@ -98,7 +99,13 @@ def _over_dot_git(instance: Instance, files: InstanceFiles) -> tuple[Bind, ...]:
         return (Bind(str(files.git_masks / "dot-git"), ".git", read_only=True),)
     if instance.git.mode == "none":
         return (Bind(str(files.git_masks / NO_GIT), ".git", read_only=True),)
-    return (Bind(str(files.git_dir), ".git", read_only=False),)
+    return (Bind(str(files.git_dir), ".git", read_only=False), *_submodules(instance, ".git/"))
+
+
+def _submodules(instance: Instance, place: str) -> tuple[Bind, ...]:
+    """Return what shows the submodules' git directories beside a HEAD and index of the guest's own: git looks for them there."""
+    modules = Path(instance.git.git_dir, "modules")
+    return (Bind(str(modules), f"{place}modules", read_only=True),) if modules.is_dir() else ()
 
 
 def _common_share(instance: Instance, files: InstanceFiles) -> ShareSpec:

@@ -113,10 +113,11 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.accelerator import virt_type
+from ansible_collections.vmw.worktree.plugins.module_utils.audit import take as take_fingerprint
 from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import EMULATED_VCPUS
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import read_layout
-from ansible_collections.vmw.worktree.plugins.module_utils.git_share import choose
+from ansible_collections.vmw.worktree.plugins.module_utils.git_share import choose, prepare
 from ansible_collections.vmw.worktree.plugins.module_utils.image import Manifest, current_generation
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
     SCHEMA,
@@ -336,7 +337,14 @@ def present(module: AnsibleModule) -> dict[str, Any]:
                         f"{instance.name} was made with {size} {getattr(instance, size)} and keeps it; "
                         f"{parameters[size]} applies to new VMs"
                     )
+            if instance.git.kind != "none" and parameters["git_mode"] != instance.git.mode:
+                module.warn(f"{instance.name} was made with git {instance.git.mode} and keeps it; destroy it to change that")
         if not module.check_mode:
+            if not files.disk.exists() and not files.fingerprint.exists():
+                # No guest has had the worktree yet.
+                prepare(instance, files)
+                take_fingerprint(files, instance)
+                changed = True
             changed |= write_identity(files, instance)
     return {"changed": changed, "instance": instance.as_dict()}
 
@@ -368,6 +376,16 @@ def leaving(module: AnsibleModule) -> dict[str, Any]:
     return {"changed": changed}
 
 
+def remove_tree(directory: Path) -> None:
+    """Remove a directory in which a guest may have closed others even to their owner."""
+    for place, names, _ in os.walk(directory):
+        for name in names:
+            path = Path(place, name)
+            if not path.is_symlink():
+                path.chmod(0o700)
+    shutil.rmtree(directory)
+
+
 def absent(module: AnsibleModule) -> dict[str, Any]:
     """Remove the record and its directory."""
     files = files_of(module.params["state_dir"], module.params["name"])
@@ -378,7 +396,7 @@ def absent(module: AnsibleModule) -> dict[str, Any]:
         last = (files.record, files.leaving)
         for entry in files.directory.iterdir():
             if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
+                remove_tree(entry)
             elif entry not in last:
                 entry.unlink()
         for path in last:

@@ -229,6 +229,11 @@ def list_(*, as_json: AsJson = False) -> None:
     console.table(header, [_cells(row) for row in found.rows])
 
 
+def _git_cell(row: Row) -> str:
+    usual = row.git_mode == "protected" or row.git == "none"
+    return (row.git or "-") if usual else f"{row.git}, {'not shared' if row.git_mode == 'none' else row.git_mode}"
+
+
 def _cells(row: Row) -> list[str]:
     from vmw.services.listing import seconds_since  # noqa: PLC0415
 
@@ -241,7 +246,7 @@ def _cells(row: Row) -> list[str]:
         f"{console.size(row.disk_used_bytes)} of {row.disk_gib} GiB" if row.disk_gib else "-",
         console.age(seconds) if seconds is not None else "-",
         row.generation or "-",
-        row.git or "-",
+        _git_cell(row),
         row.branch or "-",
         row.worktree or "-",
     ]
@@ -278,6 +283,45 @@ def stop(
 
 
 @app.command()
+def audit(name: Name, *, as_json: AsJson = False) -> None:
+    """Show what a VM left in its worktree that would run on this machine. Exit code 1 when there is something."""
+    from vmw.services import audit as audit_service  # noqa: PLC0415
+
+    found = audit_service.examine(_settings(), name)
+    if as_json:
+        listed = [finding.as_dict() for finding in found.findings]
+        about = {"name": name, "worktree": found.worktree, "clean": found.clean}
+        console.data_json(audit_service.SCHEMA, **about, counts=found.counts, findings=listed)
+    elif found.clean:
+        console.say(f"Nothing new in {found.worktree} would run on this machine by itself. Review the code before you run it.")
+    else:
+        for kind, number, meaning, findings in found.groups():
+            console.data(f"{console.paint(kind, console.BOLD, sys.stdout)} ({number}): {meaning}")
+            for finding in findings:
+                words = f"  {finding.change:<7}  {finding.path}  {finding.detail}" if finding.path else f"  {finding.detail}"
+                console.data(words.rstrip())
+        console.hint(
+            "look at these files before you run git, an editor or a build in the worktree; review the work from the main "
+            "checkout with `git diff main...BRANCH`"
+        )
+    if not found.clean:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _show_audit(settings: Settings, name: str) -> None:
+    """Say in a line what a VM left in its worktree, if that can be found out."""
+    from vmw.services import audit as audit_service  # noqa: PLC0415
+
+    try:
+        found = audit_service.examine(settings, name)
+    except VmwError:
+        # A half-made VM, or a worktree that is gone: nothing to come back to.
+        return
+    if found.summary:
+        console.warn(found.summary, f"`vmw audit {name}` lists it, as long as the VM is there")
+
+
+@app.command()
 def destroy(
     context: typer.Context,
     name: Name,
@@ -301,6 +345,7 @@ def destroy(
     if not yes:
         if not sys.stdin.isatty():
             raise operations.refuse_without_terminal(name)
+        _show_audit(settings, name)
         if not console.confirm(f"Destroy {name} and everything on its disk? The worktree stays."):
             console.say("Nothing was done.")
             raise typer.Exit(ExitCode.FAILED)

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.vmw.worktree.plugins.module_utils import audit
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
+from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 from wrapper_support import ROOT
 
 from vmw import cli, commands
@@ -325,6 +328,92 @@ def test_destroy_asks(
     assert len(ansible.runs) == runs
 
 
+@pytest.fixture
+def audited(make_vm: Callable[..., Path], tree: Path) -> Path:
+    """Record a VM with its worktree's fingerprint; return the worktree."""
+    directory = make_vm("one", worktree=str(tree))
+    files = InstanceFiles(State(directory.parents[1]), "one")
+    audit.take(files, files.read())
+    return tree
+
+
+def test_audit_of_a_clean_worktree(audited: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (audited / "main.py").touch()
+    assert cli.run(["audit", "one"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"Nothing new in {audited}")
+    assert cli.run(["audit", "one", "--json"]) == 0
+    expected = {"schema": 1, "name": "one", "worktree": str(audited), "clean": True, "counts": {}, "findings": []}
+    assert json.loads(capsys.readouterr().out) == expected
+
+
+def test_audit_lists_what_would_run(audited: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (audited / ".envrc").touch()
+    (audited / "a\x1b[2J\n").symlink_to("/etc")
+    assert cli.run(["audit", "one"]) == 1
+    captured = capsys.readouterr()
+    shell, envrc, symlink, link = captured.out.splitlines()
+    assert shell.startswith("shell (1): run by your shell")
+    assert envrc == "  new      .envrc"
+    assert symlink.startswith("symlink (1): leads out of the worktree")
+    assert link == "  new      a\\x1b[2J\\x0a  -> /etc"
+    assert "\x1b" not in captured.out
+    assert captured.err.startswith("hint: look at these files before you run git")
+    assert "`git diff main...BRANCH`" in captured.err
+    assert cli.run(["audit", "one", "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["clean"] is False
+    assert result["counts"] == {"shell": 1, "symlink": 1}
+    assert result["findings"][0] == {"kind": "shell", "path": ".envrc", "change": "new", "detail": "", "count": 1}
+
+
+def test_audit_of_more_than_is_listed(audited: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(250):
+        (audited / f"{number}").symlink_to("/etc")
+    assert cli.run(["audit", "one"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 202
+    assert lines[0].startswith("symlink (250)")
+    assert lines[-1] == "  and 50 more"
+
+
+def test_audit_without_a_fingerprint(make_vm: Callable[..., Path], tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_vm("one", worktree=str(tree))
+    assert cli.run(["audit", "one"]) == 1
+    assert capsys.readouterr().out.startswith("no-fingerprint (1)")
+
+
+def test_audit_of_what_is_not_there(make_vm: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    make_vm("one", worktree="/nonexistent")
+    assert cli.run(["audit", "onne"]) == 4
+    assert "did you mean `one`?" in capsys.readouterr().err
+    assert cli.run(["audit", "one"]) == 1
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: the worktree /nonexistent cannot be looked at: No such file or directory"
+    assert hint.startswith("hint: is it where it was")
+
+
+@pytest.mark.parametrize("worktree", ["dirty", "clean", "gone"])
+def test_destroy_says_what_was_left_before_it_asks(
+    ansible: FakeAnsible, audited: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], worktree: str
+) -> None:
+    if worktree == "dirty":
+        (audited / ".envrc").touch()
+    elif worktree == "gone":
+        audited.rmdir()
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdin, "readline", lambda: "yes\n", raising=False)
+    assert cli.run(["destroy", "one"]) == 0
+    before, _, _ = capsys.readouterr().err.partition("Destroy one and everything")
+    warning = (
+        "warning: what one left in the worktree could run on this machine (1 shell)\n"
+        "hint: `vmw audit one` lists it, as long as the VM is there\n"
+    )
+    assert before == (warning if worktree == "dirty" else "")
+    assert len(ansible.runs) == 1
+
+
 def test_an_image_is_not_begun_on_a_machine_that_is_not_set_up(
     ansible: FakeAnsible, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -543,6 +632,7 @@ def _start(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["list"], 0, ""),
         (["list", "--json"], 0, ""),
         (["ssh", "one"], 1, "error: VM 'one' is not running (shut off)"),
+        (["audit", "one"], 1, "error: the worktree /home/dev/one cannot be looked at"),
         (["--version"], 0, ""),
         (["image", "list"], 0, "There is no golden image"),
         # A fresh home has no golden image.

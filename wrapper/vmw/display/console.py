@@ -67,6 +67,11 @@ def warn(text: str, hint: str = "") -> None:
         _write(sys.stderr, _hint(hint))
 
 
+def hint(text: str) -> None:
+    """Tell the user what to do next."""
+    _write(sys.stderr, _hint(text))
+
+
 def command(text: str) -> str:
     """Name this program in a command line as the user called it; other commands stay as they are."""
     return f"{shlex.quote(program())} {text.removeprefix('vmw ')}" if text.startswith("vmw ") else text

@@ -1,0 +1,104 @@
+"""Attacks of root in the guest on the git of the host: each is shown to work where nothing protects, and then tried."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import pytest
+from testbed.lab import ATTACKS, HOST_GIT, Attack
+from testbed.person import HOME, Person, report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONTROL = f"{HOME}/Code/control"
+GUARDED = f"{HOME}/Code/guarded"
+NAME = "guarded-wt"
+
+MAKE = """
+set -eu
+rm -rf {place}
+git init -q {place}/repo
+cd {place}/repo
+echo one > file
+git add .
+git commit -q -m one
+git worktree add -q -b topic {place}/{name}
+cd {place}/{name}
+git commit -q --allow-empty -m two
+"""
+
+
+def make(person: Person, place: str, name: str) -> None:
+    person.sh(MAKE.format(place=place, name=name), check=True)
+
+
+@pytest.fixture(scope="module")
+def guarded(ready: Person) -> Iterator[Person]:
+    """Give the user with a VM of its own for the attacks, as they leave a mess."""
+    make(ready, GUARDED, NAME)
+    done = ready.vmw("spawn", f"{GUARDED}/{NAME}", "--memory", "1024", "--cpus", "1", timeout=400)
+    assert done.returncode == 0, report(done)
+    yield ready
+    done = ready.vmw("destroy", "--yes", NAME)
+    assert done.returncode == 0, report(done)
+    assert ready.sh(f"cd {GUARDED}/{NAME} && git log --oneline | tail -1").stdout.endswith("one\n")
+
+
+def places(common: str, worktree: str, host: str, marker: str) -> str:
+    own = f"{common}/worktrees/{NAME}"
+    return "; ".join(
+        f"{name}={shlex.quote(value)}" for name, value in zip("GWIHM", (common, worktree, own, host, marker), strict=True)
+    )
+
+
+def come_back(person: Person, worktree: str, attack: Attack) -> str:
+    """Do in the worktree what its user does, whatever fails of it, and return what was said."""
+    done = person.sh(f"cd {worktree}\n{HOST_GIT}\n{attack.host}")
+    return report(done)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name.replace(" ", "-"))
+def test_attack_works_only_without_the_protection(guarded: Person, attack: Attack) -> None:
+    marker = f"{HOME}/marker"
+    guarded.root(f"rm -f {marker}")
+    # The control: an attacker who has the whole of the user's files, as when .git is shared as it is.
+    make(guarded, CONTROL, NAME)
+    variables = places(f"{CONTROL}/repo/.git", f"{CONTROL}/{NAME}", f"{CONTROL}/{NAME}", marker)
+    guarded.sh(f"cd {CONTROL}/{NAME} && {variables}\n{attack.setting}\n{attack.script}")
+    said = come_back(guarded, f"{CONTROL}/{NAME}", attack)
+    assert guarded.exists(marker), f"the control did not work: {said}"
+    guarded.root(f"rm -f {marker}")
+    # The same by root in the guest.
+    host_variables = places(f"{GUARDED}/repo/.git", f"{GUARDED}/{NAME}", f"{GUARDED}/{NAME}", marker)
+    guarded.sh(f"cd {GUARDED}/{NAME} && {host_variables}\n{attack.setting}")
+    guest_variables = places(f"{GUARDED}/repo/.git", "/home/claude/repo", f"{GUARDED}/{NAME}", marker)
+    tried = guarded.ssh(NAME, f"sudo sh -c {shlex.quote(guest_variables + chr(10) + attack.script)}")
+    said = come_back(guarded, f"{GUARDED}/{NAME}", attack)
+    found = guarded.exists(marker)
+    guarded.root(f"rm -rf {marker} {GUARDED}/{NAME}/evil")
+    assert not found, f"{report(tried)}\n{said}"
+    # The host's git works all the same.
+    assert guarded.sh(f"cd {GUARDED}/{NAME} && git log -1 --format=%s").stdout == "back\n", f"{report(tried)}\n{said}"
+    assert guarded.sh(f"cat {GUARDED}/{NAME}/.git").stdout == f"gitdir: {GUARDED}/repo/.git/worktrees/{NAME}\n"
+    guarded.sh(f"cd {GUARDED}/{NAME} && git config --unset diff.probe.textconv; git config --unset extensions.worktreeConfig")
+
+
+def test_guest_still_commits_after_all_of_that(guarded: Person) -> None:
+    done = guarded.ssh(NAME, "cd repo && echo guest >> file && git commit -q -a -m guest && git log -1 --format='%s %an'")
+    assert done.stdout == "guest dev\n", report(done)
+    assert guarded.sh(f"cd {GUARDED}/repo && git log -1 --format='%s %an' topic").stdout == "guest dev\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["config", "HEAD", "packed-refs", "hooks/pre-commit", "info/attributes", "objects/info/alternates"]
+)
+def test_root_in_the_guest_may_not_write(guarded: Person, name: str) -> None:
+    path = f"{GUARDED}/repo/.git/{name}"
+    done = guarded.ssh(
+        NAME, f"sudo sh -c 'echo x > {path}'; sudo mv {path} {path}.x; sudo ln -s /etc/passwd {GUARDED}/repo/.git/refs/link"
+    )
+    assert done.stderr.count("Read-only file system") + done.stderr.count("Device or resource busy") >= 1, report(done)
+    assert "Operation not permitted" in done.stderr, report(done)
+    assert not guarded.exists(f"{GUARDED}/repo/.git/refs/link")
