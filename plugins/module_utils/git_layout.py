@@ -60,19 +60,20 @@ def _read_pointer(path: Path) -> str:
     """Return the content of a small file that is no link.
 
     Raises:
-        VmwError: It is a link, not a file, too long, or no text.
+        VmwError: It is a link, not a file, too long, or no path.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as handle:
             content = handle.read(SMALL_FILE + 1)
-        if len(content) <= SMALL_FILE:
-            return content.decode().strip("\r\n")
+        text = content.decode().strip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         message = f"{path} cannot be read: {error}"
         raise _refuse(message) from error
-    message = f"{path} is too long for what git writes there"
-    raise _refuse(message)
+    if len(content) > SMALL_FILE or "\0" in text:
+        message = f"{path} is not what git writes there"
+        raise _refuse(message)
+    return text
 
 
 def _own_directory(path: Path, what: str) -> Path:
@@ -120,6 +121,8 @@ def run_git(*argv: str) -> str:
         "PATH": os.environ.get("PATH", os.defpath),
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
+        # Or a partial clone would have git run what it names, to fetch what it lacks.
+        "GIT_ALLOW_PROTOCOL": "none",
         "LC_ALL": "C.UTF-8",
     }
     try:
@@ -133,8 +136,8 @@ def run_git(*argv: str) -> str:
     return done.stdout.decode(errors="surrogateescape")
 
 
-def read_config(file: Path) -> dict[str, str]:
-    """Return the settings of one git configuration file without what it includes; of a key with several values the last.
+def read_settings(file: Path) -> list[tuple[str, str]]:
+    """Return the settings of one git configuration file, without what it includes, in their order.
 
     The section and the variable are in lower case, the part between them as it stands. git parses it; with ``--file`` it looks
     at no repository, so that nothing a repository says is run.
@@ -145,7 +148,12 @@ def read_config(file: Path) -> dict[str, str]:
     listing = run_git("config", "--file", str(file), "--no-includes", "--null", "--list")
     entries = (entry.partition("\n") for entry in listing.split("\0") if entry)
     # A key without `=` means true: git-config(1), "Syntax".
-    return {key: value if separator else "true" for key, separator, value in entries}
+    return [(key, value if separator else "true") for key, separator, value in entries]
+
+
+def read_config(file: Path) -> dict[str, str]:
+    """Return the settings as ``read_settings`` does; of a key with several values the last."""
+    return dict(read_settings(file))
 
 
 def read_layout(worktree: Path) -> GitLayout:
@@ -170,9 +178,12 @@ def read_layout(worktree: Path) -> GitLayout:
         message = f"{entry} is no link of git's"
         raise _refuse(message)
     git_dir = _own_directory(worktree / target, f"to which {entry} leads")
-    if (git_dir / "commondir").is_file():
-        return _linked(entry, git_dir)
-    return _submodule(worktree, git_dir)
+    layout = _linked(entry, git_dir) if (git_dir / "commondir").is_file() else _submodule(worktree, git_dir)
+    if worktree in Path(layout.common_dir, "x").parents:
+        # The guest could write its configuration, which the host's git follows.
+        message = f"{layout.common_dir}, the repository of {worktree}, is inside it"
+        raise _refuse(message)
+    return layout
 
 
 def _main(git_dir: Path) -> GitLayout:
@@ -208,7 +219,11 @@ def _submodule(worktree: Path, git_dir: Path) -> GitLayout:
     if not _is_repository(git_dir):
         message = f"{git_dir}, to which {worktree / '.git'} leads, is no repository"
         raise _refuse(message)
-    back = read_config(git_dir / "config").get("core.worktree", "")
+    settings = read_config(git_dir / "config")
+    if settings.get("extensions.worktreeconfig") == "true" and (git_dir / "config.worktree").is_file():
+        # `git sparse-checkout` moves the setting there: git-worktree(1), "Configuration file".
+        settings |= read_config(git_dir / "config.worktree")
+    back = settings.get("core.worktree", "")
     if not back or not _same(git_dir / back, worktree):
         message = f"{worktree / '.git'} leads to {git_dir}, which does not name {worktree} as its worktree"
         raise _refuse(message)

@@ -16,6 +16,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import (
     GitLayout,
     Kind,
     read_config,
+    read_settings,
     run_git,
     unknown_extensions,
 )
@@ -28,13 +29,13 @@ from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares impor
     has_own_git_dir,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.state import write_file
-from ansible_collections.vmw.worktree.plugins.module_utils.worktree import check_place, overlap
+from ansible_collections.vmw.worktree.plugins.module_utils.worktree import check_place, check_text, overlap
 
 if TYPE_CHECKING:
     from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
     from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 
-MASKED_HEAD = "ref: refs/vmw/host\n"
+MASKED_HEAD = "ref: refs/heads/vmw/host\n"
 """Content of the HEAD that stands over the host's own: with the real one git would refuse the guest the host's branch."""
 
 KEPT_SETTINGS = (
@@ -46,8 +47,16 @@ KEPT_SETTINGS = (
 )
 """Settings of a repository that a private git directory has too: how files and remotes are meant, nothing that runs."""
 
-PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
+PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/]*@")
 """The password in a URL: RFC 3986, section 3.2.1."""
+
+TOKEN = re.compile(r"(?<=http://|ttps://)[^/@]*@", re.IGNORECASE)
+"""The user in a web URL, which is the password where a token is one."""
+
+
+def without_password(url: str) -> str:
+    """Return a URL, or a setting with one, without what logs in."""
+    return TOKEN.sub("", PASSWORD.sub(r"\1@", url))
 
 
 def _identity(worktree: Path, key: str) -> str:
@@ -97,6 +106,7 @@ def choose(worktree: Path, layout: GitLayout, mode: str, guest_user: str, state:
     """
     if layout.kind is Kind.NONE:
         return GitShare()
+    check_text(layout.git_dir)
     if mode != "none":
         _check(layout, guest_user, state)
     return GitShare(
@@ -169,9 +179,12 @@ def _make_own_git_dir(instance: Instance, files: InstanceFiles) -> None:
     else:
         write_file(partial / "commondir", f"{git.common_dir}\n")
         write_file(partial / "gitdir", f"{guest_worktree(instance)}/.git\n")
-        worktree_config = host / "config.worktree"
-        if worktree_config.is_file():
-            shutil.copyfile(worktree_config, partial / "config.worktree")
+        worktree_config = partial / "config.worktree"
+        if (host / "config.worktree").is_file():
+            shutil.copyfile(host / "config.worktree", worktree_config)
+            if "core.worktree" in read_config(worktree_config):
+                # A submodule's, relative to the host's git directory.
+                run_git("config", f"--file={worktree_config}", "--unset-all", "core.worktree")
     partial.replace(files.git_dir)
 
 
@@ -185,14 +198,16 @@ def _make_private_repository(git: GitShare, directory: Path) -> None:
         shutil.copyfile(common / "shallow", directory / "shallow")
     form = "--format=%(if)%(symref)%(then)%(else)%(objectname) %(refname)%(end)"
     refs = run_git(f"--git-dir={common}", "for-each-ref", form, "refs/heads", "refs/remotes", "refs/tags")
-    write_file(directory / "packed-refs", "".join(f"{line}\n" for line in refs.splitlines() if line))
-    settings = dict(read_config(common / "config"))
-    if settings.get("extensions.worktreeconfig") == "true" and Path(git.git_dir, "config.worktree").is_file():
-        settings |= read_config(Path(git.git_dir, "config.worktree"))
+    # A name may have any byte and every blank but the ASCII ones: git-check-ref-format(1).
+    packed = "".join(f"{line}\n" for line in refs.split("\n") if line)
+    (directory / "packed-refs").write_bytes(packed.encode(errors="surrogateescape"))
+    settings = read_settings(common / "config")
+    if dict(settings).get("extensions.worktreeconfig") == "true" and Path(git.git_dir, "config.worktree").is_file():
+        settings += read_settings(Path(git.git_dir, "config.worktree"))
     config = directory / "config"
-    version = "1" if any(key.startswith("extensions.") for key in settings) else "0"
+    version = "1" if any(key.startswith("extensions.") for key, _ in settings) else "0"
     run_git("config", f"--file={config}", "core.repositoryformatversion", version)
     run_git("config", f"--file={config}", "core.bare", "false")
-    for key, value in settings.items():
+    for key, value in settings:
         if any(re.fullmatch(pattern, key, re.IGNORECASE) for pattern in KEPT_SETTINGS):
-            run_git("config", f"--file={config}", "--add", key, PASSWORD.sub(r"\1@", value))
+            run_git("config", f"--file={config}", "--add", without_password(key), without_password(value))

@@ -25,6 +25,9 @@ TAGS = (REPO, SECRETS, GIT, GIT_DIR)
 WRITABLE = ("objects", "refs", "logs")
 """What of a repository's common directory git has to write for commits, branches and their logs."""
 
+DIRECTORIES = (*WRITABLE, "branches", "hooks", "info", "lfs", "modules", "remotes", "rr-cache", "worktrees")
+"""Directories of git's and git-lfs's in a common directory: a bare repository may hold other worktrees too."""
+
 KEPT = ("config", "packed-refs")
 """Files of the common directory that are read-only whether the host has them or not, so that the guest's git makes none."""
 
@@ -139,8 +142,8 @@ def _common_share(instance: Instance, files: InstanceFiles) -> ShareSpec:
 
 
 def _directories(common: Path) -> list[Path]:
-    """Return the directories in a repository's common directory, without links; none when it is gone."""
+    """Return git's directories in a repository's common directory, without links; none when it is gone."""
     try:
-        return sorted(path for path in common.iterdir() if path.is_dir() and not path.is_symlink())
+        return sorted(path for path in common.iterdir() if path.name in DIRECTORIES and path.is_dir() and not path.is_symlink())
     except OSError:
         return []

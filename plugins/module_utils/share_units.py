@@ -193,11 +193,19 @@ SystemCallErrorNumber=EPERM
 
 
 MIRROR = (
-    "while [ $# -gt 1 ]; do"
+    "copy() { while [ $# -gt 1 ]; do"
     ' if [ -f "$1" ] && [ ! -L "$1" ]; then cmp -s -- "$1" "$2" || cat -- "$1" > "$2"; else : > "$2"; fi;'
-    " shift 2; done"
+    " shift 2; done; }; "
 )
-"""Shell command that brings copies up to date, in place, as a bind shows the file itself and not its name."""
+"""Shell function that brings copies up to date, in place, as a bind shows the file itself and not its name."""
+
+COPY = 'copy "$@"'
+
+FOLLOW = (
+    MIRROR + 'place=$1; names=$2; shift 2; inotifywait --monitor --event moved_to,close_write,delete --include "$names"'
+    ' --format %f -- "$place" 2>&1 | while read -r _; do copy "$@"; done'
+)
+"""Shell command that does so with each change, and first when inotifywait says in a line that it has begun."""
 
 
 def command_words(*argv: str) -> str:
@@ -205,44 +213,33 @@ def command_words(*argv: str) -> str:
     return " ".join(quote(argument) for argument in argv)
 
 
-def mirror_command(share: ShareSpec) -> str:
-    """Return the command, as a unit has it, that brings a share's copies up to date."""
-    return command_words("/bin/sh", "-c", MIRROR, "sh", *(path for each in share.mirrors for path in (each.source, each.copy)))
+def mirror_name(instance: str) -> str:
+    """Return the name of the unit of a VM's copies; a VM has them for one share."""
+    return f"vmw-{instance}-mirror.service"
 
 
-def mirror_units(instance: str, share: ShareSpec) -> dict[str, str]:
-    """Return the units, by name, that keep a share's copies up to date while it is served."""
-    name = mirror_name(instance)
-    watched = "".join(f"PathChanged={each.source.replace('%', '%%')}\n" for each in share.mirrors)
-    return {
-        f"{name}.path": f"""\
-[Unit]
-Description=vmw: changes in the git data of {instance}
-BindsTo={unit_name(instance, share)}.service
-
-[Path]
-{watched}""",
-        f"{name}.service": f"""\
+def mirror_unit(instance: str, share: ShareSpec) -> str:
+    """Return the unit that keeps a share's copies up to date while it is served."""
+    names = "|".join(re.escape(Path(each.source).name) for each in share.mirrors)
+    pairs = [path for each in share.mirrors for path in (each.source, each.copy)]
+    return f"""\
 [Unit]
 Description=vmw: copies of the git data of {instance}
+BindsTo={unit_name(instance, share)}.service
 
 [Service]
-Type=oneshot
-ExecStart={mirror_command(share)}
-""",
-    }
-
-
-def mirror_name(instance: str) -> str:
-    """Return the name, without suffix, of the units of a VM's copies; a VM has them for one share."""
-    return f"vmw-{instance}-mirror"
+Type=exec
+ExecStart={command_words("/bin/sh", "-c", FOLLOW, "sh", share.path, f"/({names})$", *pairs)}
+Restart=on-failure
+"""
 
 
 def service_unit(instance: str, share: ShareSpec, argv: list[str]) -> str:
     """Return the unit of the daemon: a fresh one at each start of the VM, as it serves one connection and exits."""
     paths = (share.path, *(bind.source for bind in share.binds))
-    wants = f"Wants={mirror_name(instance)}.path\n" if share.mirrors else ""
-    mirror = f"ExecStartPre={mirror_command(share)}\n" if share.mirrors else ""
+    wants = f"Wants={mirror_name(instance)}\n" if share.mirrors else ""
+    pairs = [path for each in share.mirrors for path in (each.source, each.copy)]
+    mirror = f"ExecStartPre={command_words('/bin/sh', '-c', MIRROR + COPY, 'sh', *pairs)}\n" if share.mirrors else ""
     return f"""\
 [Unit]
 Description=vmw: share {share.short} of {instance}

@@ -15,8 +15,12 @@ def _refuse(message: str, hint: str = "") -> VmwError:
     return VmwError(message, hint or "name the directory of a git worktree", "usage")
 
 
-def _check_text(text: str) -> None:
-    """Refuse a path that no unit file, mount or message could carry."""
+def check_text(text: str) -> None:
+    """Refuse a path that no unit file, mount or message could carry.
+
+    Raises:
+        VmwError: It is empty, not UTF-8, or has a control character.
+    """
     if not text:
         message = "no worktree was named"
         raise _refuse(message, "pass its path, for example `vmw spawn ~/Code/project`")
@@ -72,7 +76,7 @@ def check_worktree(text: str, state_root: Path) -> Path:
     Raises:
         VmwError: The directory is missing, unreadable or too much of the host to be shared.
     """
-    _check_text(text)
+    check_text(text)
     # Path.expanduser would fail on a `~name` that is no user's and so just a directory's name.
     path = Path(os.path.expanduser(text))  # noqa: PTH111
     if not path.is_absolute():

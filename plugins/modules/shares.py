@@ -71,7 +71,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
     command_line,
     find_virtiofsd,
     mirror_name,
-    mirror_units,
+    mirror_unit,
     service_unit,
     socket_path,
     socket_unit,
@@ -146,7 +146,7 @@ def write_units(name: str, runtime_dir: str, shares: list[ShareSpec], *, check_m
         texts[f"{unit_name(name, share)}.socket"] = socket_unit(name, share, runtime_dir)
         texts[f"{unit_name(name, share)}.service"] = service_unit(name, share, argv)
         if share.mirrors:
-            texts |= mirror_units(name, share)
+            texts[mirror_name(name)] = mirror_unit(name, share)
     directory = unit_directory()
     if check_mode:
         return any(not (directory / unit).is_file() or (directory / unit).read_text() != texts[unit] for unit in texts)
@@ -198,8 +198,7 @@ def absent(module: AnsibleModule) -> dict[str, Any]:
     name = files_of(module.params["state_dir"], module.params["name"]).name
     shares = [ShareSpec(tag, "", read_only=False) for tag in TAGS]
     sockets = [f"{unit_name(name, share)}.socket" for share in shares]
-    mirrors = [f"{mirror_name(name)}{suffix}" for suffix in (".path", ".service")]
-    units = [*sockets, *(f"{unit_name(name, share)}.service" for share in shares), *mirrors]
+    units = [*sockets, *(f"{unit_name(name, share)}.service" for share in shares), mirror_name(name)]
     directory = unit_directory()
     places = [
         *(directory / unit for unit in units),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from testbed import container, hostimage, machine
-from testbed.person import HOME, STATE, Person
+from testbed.lab import GUARDED, GUARDED_NAME, make_guarded
+from testbed.person import HOME, STATE, Person, report
 from testbed.story import FEATURE_X, MAKE_PROJECT, FirstSpawn
 
 if TYPE_CHECKING:
@@ -148,3 +149,14 @@ def feature_x_off(ready: Person) -> Person:
     if ready.domain_state("feature-x") == "running":
         ready.virsh("destroy", "feature-x")
     return ready
+
+
+@pytest.fixture(scope="session")
+def guarded(ready: Person) -> Iterator[Person]:
+    """Give the user with a VM of its own for attacks on git, as they leave a mess."""
+    make_guarded(ready, GUARDED)
+    done = ready.vmw("spawn", f"{GUARDED}/{GUARDED_NAME}", "--memory", "1024", "--cpus", "1", timeout=400)
+    assert done.returncode == 0, report(done)
+    yield ready
+    if GUARDED_NAME in ready.domains():
+        ready.vmw("destroy", "--yes", GUARDED_NAME)

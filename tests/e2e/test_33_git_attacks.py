@@ -3,51 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
 
 import pytest
-from testbed.lab import ATTACKS, HOST_GIT, Attack
+from testbed.lab import ATTACKS, CONTROL, GUARDED, GUARDED_NAME, HOST_GIT, Attack, make_guarded
 from testbed.person import HOME, Person, report
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-CONTROL = f"{HOME}/Code/control"
-GUARDED = f"{HOME}/Code/guarded"
-NAME = "guarded-wt"
-
-MAKE = """
-set -eu
-rm -rf {place}
-git init -q {place}/repo
-cd {place}/repo
-echo one > file
-git add .
-git commit -q -m one
-git worktree add -q -b topic {place}/{name}
-cd {place}/{name}
-git commit -q --allow-empty -m two
-"""
-
-
-def make(person: Person, place: str, name: str) -> None:
-    person.sh(MAKE.format(place=place, name=name), check=True)
-
-
-@pytest.fixture(scope="module")
-def guarded(ready: Person) -> Iterator[Person]:
-    """Give the user with a VM of its own for the attacks, as they leave a mess."""
-    make(ready, GUARDED, NAME)
-    done = ready.vmw("spawn", f"{GUARDED}/{NAME}", "--memory", "1024", "--cpus", "1", timeout=400)
-    assert done.returncode == 0, report(done)
-    yield ready
-    done = ready.vmw("destroy", "--yes", NAME)
-    assert done.returncode == 0, report(done)
-    assert ready.sh(f"cd {GUARDED}/{NAME} && git log --oneline | tail -1").stdout.endswith("one\n")
 
 
 def places(common: str, worktree: str, host: str, marker: str) -> str:
-    own = f"{common}/worktrees/{NAME}"
+    own = f"{common}/worktrees/{GUARDED_NAME}"
     return "; ".join(
         f"{name}={shlex.quote(value)}" for name, value in zip("GWIHM", (common, worktree, own, host, marker), strict=True)
     )
@@ -64,29 +27,31 @@ def test_attack_works_only_without_the_protection(guarded: Person, attack: Attac
     marker = f"{HOME}/marker"
     guarded.root(f"rm -f {marker}")
     # The control: an attacker who has the whole of the user's files, as when .git is shared as it is.
-    make(guarded, CONTROL, NAME)
-    variables = places(f"{CONTROL}/repo/.git", f"{CONTROL}/{NAME}", f"{CONTROL}/{NAME}", marker)
-    guarded.sh(f"cd {CONTROL}/{NAME} && {variables}\n{attack.setting}\n{attack.script}")
-    said = come_back(guarded, f"{CONTROL}/{NAME}", attack)
+    make_guarded(guarded, CONTROL)
+    variables = places(f"{CONTROL}/repo/.git", f"{CONTROL}/{GUARDED_NAME}", f"{CONTROL}/{GUARDED_NAME}", marker)
+    guarded.sh(f"cd {CONTROL}/{GUARDED_NAME} && {variables}\n{attack.setting}\n{attack.script}")
+    said = come_back(guarded, f"{CONTROL}/{GUARDED_NAME}", attack)
     assert guarded.exists(marker), f"the control did not work: {said}"
     guarded.root(f"rm -f {marker}")
     # The same by root in the guest.
-    host_variables = places(f"{GUARDED}/repo/.git", f"{GUARDED}/{NAME}", f"{GUARDED}/{NAME}", marker)
-    guarded.sh(f"cd {GUARDED}/{NAME} && {host_variables}\n{attack.setting}")
-    guest_variables = places(f"{GUARDED}/repo/.git", "/home/claude/repo", f"{GUARDED}/{NAME}", marker)
-    tried = guarded.ssh(NAME, f"sudo sh -c {shlex.quote(guest_variables + chr(10) + attack.script)}")
-    said = come_back(guarded, f"{GUARDED}/{NAME}", attack)
+    host_variables = places(f"{GUARDED}/repo/.git", f"{GUARDED}/{GUARDED_NAME}", f"{GUARDED}/{GUARDED_NAME}", marker)
+    guarded.sh(f"cd {GUARDED}/{GUARDED_NAME} && {host_variables}\n{attack.setting}")
+    guest_variables = places(f"{GUARDED}/repo/.git", "/home/claude/repo", f"{GUARDED}/{GUARDED_NAME}", marker)
+    tried = guarded.ssh(GUARDED_NAME, f"sudo sh -c {shlex.quote(guest_variables + chr(10) + attack.script)}")
+    said = come_back(guarded, f"{GUARDED}/{GUARDED_NAME}", attack)
     found = guarded.exists(marker)
-    guarded.root(f"rm -rf {marker} {GUARDED}/{NAME}/evil")
+    guarded.root(f"rm -rf {marker} {GUARDED}/{GUARDED_NAME}/evil")
     assert not found, f"{report(tried)}\n{said}"
     # The host's git works all the same.
-    assert guarded.sh(f"cd {GUARDED}/{NAME} && git log -1 --format=%s").stdout == "back\n", f"{report(tried)}\n{said}"
-    assert guarded.sh(f"cat {GUARDED}/{NAME}/.git").stdout == f"gitdir: {GUARDED}/repo/.git/worktrees/{NAME}\n"
-    guarded.sh(f"cd {GUARDED}/{NAME} && git config --unset diff.probe.textconv; git config --unset extensions.worktreeConfig")
+    assert guarded.sh(f"cd {GUARDED}/{GUARDED_NAME} && git log -1 --format=%s").stdout == "back\n", f"{report(tried)}\n{said}"
+    assert guarded.sh(f"cat {GUARDED}/{GUARDED_NAME}/.git").stdout == f"gitdir: {GUARDED}/repo/.git/worktrees/{GUARDED_NAME}\n"
+    guarded.sh(
+        f"cd {GUARDED}/{GUARDED_NAME} && git config --unset diff.probe.textconv; git config --unset extensions.worktreeConfig"
+    )
 
 
 def test_guest_still_commits_after_all_of_that(guarded: Person) -> None:
-    done = guarded.ssh(NAME, "cd repo && echo guest >> file && git commit -q -a -m guest && git log -1 --format='%s %an'")
+    done = guarded.ssh(GUARDED_NAME, "cd repo && echo guest >> file && git commit -q -a -m guest && git log -1 --format='%s %an'")
     assert done.stdout == "guest dev\n", report(done)
     assert guarded.sh(f"cd {GUARDED}/repo && git log -1 --format='%s %an' topic").stdout == "guest dev\n"
 
@@ -97,7 +62,8 @@ def test_guest_still_commits_after_all_of_that(guarded: Person) -> None:
 def test_root_in_the_guest_may_not_write(guarded: Person, name: str) -> None:
     path = f"{GUARDED}/repo/.git/{name}"
     done = guarded.ssh(
-        NAME, f"sudo sh -c 'echo x > {path}'; sudo mv {path} {path}.x; sudo ln -s /etc/passwd {GUARDED}/repo/.git/refs/link"
+        GUARDED_NAME,
+        f"sudo sh -c 'echo x > {path}'; sudo mv {path} {path}.x; sudo ln -s /etc/passwd {GUARDED}/repo/.git/refs/link",
     )
     assert done.stderr.count("Read-only file system") + done.stderr.count("Device or resource busy") >= 1, report(done)
     assert "Operation not permitted" in done.stderr, report(done)

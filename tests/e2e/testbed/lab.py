@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from testbed.person import HOME
+
+if TYPE_CHECKING:
+    from testbed.person import Person
 
 LAB = f"{HOME}/Code/lab"
 
@@ -37,6 +41,30 @@ git -C '{LAB}/iso wt' add staged
 mkdir plain
 echo plain > plain/file
 """
+
+
+CONTROL = f"{HOME}/Code/control"
+GUARDED = f"{HOME}/Code/guarded"
+GUARDED_NAME = "guarded-wt"
+"""A repository with one linked worktree, for attacks: one that no VM has, and one that a VM has."""
+
+
+def make_guarded(person: Person, place: str) -> None:
+    """Make a repository with a linked worktree anew."""
+    person.sh(
+        f"""
+        set -eu
+        rm -rf {place}
+        git init -q {place}/repo
+        cd {place}/repo
+        echo one > file
+        git add .
+        git commit -q -m one
+        git worktree add -q -b topic {place}/{GUARDED_NAME}
+        git -C {place}/{GUARDED_NAME} commit -q --allow-empty -m two
+        """,
+        check=True,
+    )
 
 
 @dataclass(frozen=True)

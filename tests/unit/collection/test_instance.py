@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.image import BaseImage, Manifest
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
+    GitShare,
     Instance,
     InstanceFiles,
     all_instances,
@@ -26,6 +28,7 @@ PARAMETERS: dict[str, Any] = {
     **SIZES,
     "bridge": "br0",
     "guest_user": "claude",
+    "git_mode": "protected",
     "virt_type": "qemu",
     "libvirt_uri": "qemu:///system",
 }
@@ -79,6 +82,24 @@ def test_fields_of_a_later_version_are_passed_over(state: State) -> None:
     files = files_of(str(state.root), "w")
     files.record.write_text(json.dumps({**instance.as_dict(), "schema": 2, "new": 1}))
     assert files.load().name == "w"
+
+
+def test_a_record_of_the_time_before_git_was_shared_shares_none(state: State) -> None:
+    saved(state, "/w", "w")
+    files = files_of(str(state.root), "w")
+    files.record.write_text(json.dumps({key: value for key, value in files.load().as_dict().items() if key != "git"}))
+    assert files.load().git == GitShare()
+
+
+def test_what_is_shared_of_git_comes_back_without_fields_of_a_later_version(state: State) -> None:
+    git = GitShare("isolated", "linked", "/g/worktrees/w", "/g", "Jörg", "j@host")
+    instance = dataclasses.replace(saved(state, "/w", "w"), git=git)
+    files = files_of(str(state.root), "w")
+    files.save(instance)
+    assert files.load() == instance
+    data = instance.as_dict()
+    files.record.write_text(json.dumps({**data, "git": {**data["git"], "new": 1}}))
+    assert files.load().git == git
 
 
 def test_a_new_record_has_an_identity_of_its_own(state: State) -> None:
@@ -206,8 +227,9 @@ def test_removal_takes_what_was_made_here_and_the_record_last(state: State) -> N
     files = InstanceFiles(state, "w")
     for path in (files.disk, files.console, files.directory / "console.log.0", files.directory / "disk.partial"):
         path.touch()
-    files.seed_sources.mkdir()
-    (files.seed_sources / "user-data").touch()
+    for directory in (files.seed_sources, files.git_dir, files.git_masks, files.directory / "git.partial"):
+        directory.mkdir()
+        (directory / "x").touch()
     assert module.leaving(Call(state, "w")) == {"changed": True}
     assert module.leaving(Call(state, "w")) == {"changed": False}
     assert module.absent(Call(state, "w")) == {"changed": True}

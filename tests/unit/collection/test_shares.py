@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
-from ansible_collections.vmw.worktree.plugins.module_utils.share_units import NO_LINK, ShareSpec
+from ansible_collections.vmw.worktree.plugins.module_utils.share_units import NO_LINK, Bind, Mirror, ShareSpec
 from ansible_collections.vmw.worktree.plugins.modules import shares
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def test_every_unit_is_written_at_once(units: Path) -> None:
 def test_a_link_in_the_place_of_a_worktree_is_not_followed(tmp_path: Path) -> None:
     worktree, keys = tmp_path / "w", tmp_path / ".ssh"
     worktree.mkdir()
-    share = {"tag": "vmw:repo", "path": str(worktree), "read_only": False}
+    share = ShareSpec("vmw:repo", str(worktree), read_only=False)
     assert shares.spec_of(share, "n").path == str(worktree)
     worktree.rmdir()
     with pytest.raises(VmwError, match="is gone"):
@@ -50,7 +51,21 @@ def test_a_link_in_the_place_of_a_worktree_is_not_followed(tmp_path: Path) -> No
         shares.spec_of(share, "n")
     assert caught.value.code == "conflict"
     # What no guest can change may stand behind a link of the user's own.
-    assert shares.spec_of({**share, "read_only": True}, "n").path == str(keys)
+    assert shares.spec_of(replace(share, read_only=True), "n").path == str(keys)
+
+
+def test_what_stands_in_a_share_is_looked_at_too(tmp_path: Path) -> None:
+    worktree, mask = tmp_path / "w", tmp_path / "mask"
+    worktree.mkdir()
+    share = ShareSpec("vmw:repo", str(worktree), read_only=False, binds=(Bind(str(mask), ".git", read_only=True),))
+    with pytest.raises(VmwError, match=r"mask.* is gone"):
+        shares.spec_of(share, "n")
+    mask.symlink_to("/etc/passwd")
+    with pytest.raises(VmwError, match="leads to /etc/passwd"):
+        shares.spec_of(share, "n")
+    mask.unlink()
+    mask.touch()
+    assert shares.spec_of(share, "n") == share
 
 
 def test_the_daemon_itself_refuses_a_link(tmp_path: Path) -> None:
@@ -66,7 +81,7 @@ class Module:
     check_mode = False
 
     def __init__(self, runtime_dir: Path) -> None:
-        self.params = {"name": "n", "runtime_dir": str(runtime_dir), "shares": [{"tag": "vmw:repo"}, {"tag": "vmw:secrets"}]}
+        self.params = {"name": "n", "state_dir": str(runtime_dir / "state"), "runtime_dir": str(runtime_dir)}
 
 
 def absent(module: Module) -> dict[str, Any]:
@@ -121,6 +136,15 @@ def test_nothing_left_is_no_change(units: Path, tmp_path: Path, manager: list[li
     (tmp_path / "systemd/private").unlink()
     assert absent(Module(tmp_path)) == {"changed": False}
     assert manager == []
+
+
+def test_the_units_of_copies_are_written_and_removed(units: Path, tmp_path: Path, manager: list[list[str]]) -> None:
+    share = ShareSpec("vmw:git", "/g", read_only=False, mirrors=(Mirror("/g/config", "/m/config"),))
+    shares.write_units("n", str(tmp_path), [share], check_mode=False)
+    expected = ["vmw-n-git.service", "vmw-n-git.socket", "vmw-n-mirror.path", "vmw-n-mirror.service"]
+    assert sorted(path.name for path in units.iterdir()) == expected
+    assert absent(Module(tmp_path)) == {"changed": True}
+    assert not list(units.iterdir())
 
 
 def test_check_mode_says_and_writes_nothing(units: Path) -> None:

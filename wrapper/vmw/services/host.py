@@ -17,7 +17,7 @@ from vmw.services import group, virsh
 if TYPE_CHECKING:
     from vmw.settings import Settings
 
-PROGRAMS = ("virsh", "qemu-img", "bwrap", "setfacl")
+PROGRAMS = ("virsh", "qemu-img", "bwrap", "setfacl", "git", "inotifywait")
 LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
 """Sockets of the monolithic and of the modular daemons."""
 
