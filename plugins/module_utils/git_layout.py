@@ -105,6 +105,16 @@ def _same(path: Path, other: Path) -> bool:
         return False
 
 
+def git_environment() -> dict[str, str]:
+    """Return an environment in which git reads neither the system's nor the user's configuration, and speaks English."""
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "LC_ALL": "C.UTF-8",
+    }
+
+
 def run_git(*argv: str) -> str:
     """Run git apart from every repository but one that is named, and from the system's and the user's configuration.
 
@@ -117,15 +127,9 @@ def run_git(*argv: str) -> str:
     Raises:
         VmwError: git is missing, or failed.
     """
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        # Or a partial clone would have git run what it names, to fetch what it lacks.
-        "GIT_ALLOW_PROTOCOL": "none",
-        "LC_ALL": "C.UTF-8",
-    }
     try:
+        # Or a partial clone would have git run what it names, to fetch what it lacks.
+        environment = {**git_environment(), "GIT_ALLOW_PROTOCOL": "none"}
         done = subprocess.run(["git", *argv], cwd="/", env=environment, capture_output=True, check=False)
     except FileNotFoundError as error:
         message = "git is not installed"

@@ -185,7 +185,36 @@ def _make_own_git_dir(instance: Instance, files: InstanceFiles) -> None:
             if "core.worktree" in read_config(worktree_config):
                 # A submodule's, relative to the host's git directory.
                 run_git("config", f"--file={worktree_config}", "--unset-all", "core.worktree")
+    if git.mode == "isolated":
+        _keep(instance)
     partial.replace(files.git_dir)
+
+
+def kept_ref(name: str) -> str:
+    """Return the ref that keeps what an isolated guest builds on; ``vmw/NAME`` alone would hide the branch of that name."""
+    return f"refs/vmw/base/{name}"
+
+
+def _keep(instance: Instance) -> None:
+    """Keep the worktree's commit from the host's `git gc`, for the guest borrows its objects, whatever becomes of the branch."""
+    git = instance.git
+    try:
+        head = run_git(f"--git-dir={git.git_dir}", "rev-parse", "--verify", "--quiet", "HEAD^{commit}").strip()
+    except VmwError:
+        # There is no commit yet.
+        return
+    run_git(f"--git-dir={git.common_dir}", "-c", "core.hooksPath=/dev/null", "update-ref", kept_ref(instance.name), head)
+
+
+def release(instance: Instance) -> None:
+    """Remove from the host's repository what was kept there for a VM; nothing where the repository itself is gone.
+
+    Raises:
+        VmwError: git fails.
+    """
+    git = instance.git
+    if git.mode == "isolated" and Path(git.common_dir).is_dir():
+        run_git(f"--git-dir={git.common_dir}", "-c", "core.hooksPath=/dev/null", "update-ref", "-d", kept_ref(instance.name))
 
 
 def _make_private_repository(git: GitShare, directory: Path) -> None:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
+import ipaddress
 import os
 import pwd
 from typing import Any
@@ -19,6 +21,8 @@ except ImportError:
 
 PAUSED_BY_IO_ERROR = (3, 5)
 """VIR_DOMAIN_PAUSED and VIR_DOMAIN_PAUSED_IOERROR of libvirt-domain.h."""
+
+IPV4 = 4
 
 GROUP = "libvirt"
 """Group whose members may use system libvirt, on every distribution that we know."""
@@ -104,3 +108,27 @@ def is_out_of_space(domain: Any) -> bool:  # noqa: ANN401
 def is_running(domain: Any) -> bool:  # noqa: ANN401
     """Tell whether a domain, or ``None``, is active."""
     return domain is not None and bool(domain.isActive())
+
+
+def _ipv4(interfaces: dict[str, Any], mac: str) -> str:
+    for interface in interfaces.values():
+        if (interface.get("hwaddr") or "").lower() != mac:
+            continue
+        for address in interface.get("addrs") or []:
+            # The agent's words are the guest's.
+            with contextlib.suppress(ValueError):
+                parsed = ipaddress.ip_address(address["addr"])
+                if parsed.version == IPV4 and not (parsed.is_link_local or parsed.is_loopback or parsed.is_multicast):
+                    return str(parsed)
+    return ""
+
+
+def guest_address(domain: Any, mac: str) -> str:  # noqa: ANN401
+    """Return the guest's IPv4 address as its agent tells it, or an empty string.
+
+    The host's neighbour table would know it too, but also the one that the guest had before its last start.
+    """
+    try:
+        return _ipv4(domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT, 0), mac)
+    except libvirt.libvirtError:
+        return ""

@@ -59,8 +59,6 @@ instance:
   type: dict
 """
 
-import contextlib
-import ipaddress
 import json
 import socket
 import subprocess
@@ -75,6 +73,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.instance import Insta
 from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import (
     connect,
     find_own_domain,
+    guest_address,
     is_out_of_space,
     is_running,
 )
@@ -85,25 +84,11 @@ try:
 except ImportError:
     libvirt = libvirt_qemu = None
 
-IPV4 = 4
 POLL_SECONDS = 0.1
 AGENT_TIMEOUT_SECONDS = 5
 SSH_PORT = 22
 
 # libvirt-python has no type information of its own, hence Any for a domain.
-
-
-def _ipv4(interfaces: dict[str, Any], mac: str) -> str:
-    for interface in interfaces.values():
-        if (interface.get("hwaddr") or "").lower() != mac:
-            continue
-        for address in interface.get("addrs") or []:
-            # The agent's words are the guest's.
-            with contextlib.suppress(ValueError):
-                parsed = ipaddress.ip_address(address["addr"])
-                if parsed.version == IPV4 and not (parsed.is_link_local or parsed.is_loopback or parsed.is_multicast):
-                    return str(parsed)
-    return ""
 
 
 class Answer(Enum):
@@ -112,17 +97,6 @@ class Answer(Enum):
     NOTHING = "nothing"
     OTHER = "another machine's host key"
     OWN = "the VM's host key"
-
-
-def guest_address(domain: Any, mac: str) -> str:  # noqa: ANN401
-    """Return the guest's IPv4 address as its agent tells it, or an empty string.
-
-    The host's neighbour table would know it too, but also the one that the guest had before its last start.
-    """
-    try:
-        return _ipv4(domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT, 0), mac)
-    except libvirt.libvirtError:
-        return ""
 
 
 def ssh_answer(address: str, host_key: str) -> Answer:

@@ -117,7 +117,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.audit import take as 
 from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import EMULATED_VCPUS
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import read_layout
-from ansible_collections.vmw.worktree.plugins.module_utils.git_share import choose, prepare
+from ansible_collections.vmw.worktree.plugins.module_utils.git_share import choose, prepare, release
 from ansible_collections.vmw.worktree.plugins.module_utils.image import Manifest, current_generation
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
     SCHEMA,
@@ -392,6 +392,12 @@ def absent(module: AnsibleModule) -> dict[str, Any]:
     check_ours(files)
     changed = files.directory.is_dir()
     if changed and not module.check_mode:
+        try:
+            if files.exists():
+                release(files.read())
+        except VmwError as error:
+            # A commit that stays kept costs some space, and must not keep the VM.
+            module.warn(f"{files.name}'s commit stays kept in your repository: {error.message}")
         # The record goes last, so that an interrupted removal is still known to `vmw list` and `vmw destroy`.
         last = (files.record, files.leaving)
         for entry in files.directory.iterdir():

@@ -70,10 +70,10 @@ def test_what_would_run_is_found_before_it_runs(returned: Person, script: str, k
     # The control: it runs where nobody looks first.
     make_guarded(returned, CONTROL)
     place = f"{CONTROL}/{GUARDED_NAME}"
-    returned.sh(f"cd {CONTROL}/repo && git config core.hooksPath .husky; W={place}; M={MARKER}; {script}; cd {place}; {host}")
+    returned.sh(f"cd {CONTROL}/repo && git config core.hooksPath .husky; W={place}; M={MARKER}\n{script}\ncd {place}\n{host}")
     assert returned.exists(MARKER)
     returned.root(f"rm -f {MARKER}")
-    done = returned.ssh(GUARDED_NAME, f"W=~/repo; M={MARKER}; {script}")
+    done = returned.ssh(GUARDED_NAME, f"W=~/repo; M={MARKER}\n{script}")
     code, findings = audit(returned)
     assert code == 1, report(done)
     assert any(each["kind"] == kind and each["path"].startswith(path) for each in findings), f"{findings} {report(done)}"

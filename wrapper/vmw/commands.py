@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SPAWN_SCHEMA = 1
 IMAGES_SCHEMA = 1
+SHOWN_BRANCHES = 5
 
 app = typer.Typer(
     name="vmw",
@@ -35,6 +36,12 @@ app = typer.Typer(
 )
 image_app = typer.Typer(help="The golden image that all VMs are cloned from.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(image_app, name="image")
+git_app = typer.Typer(
+    help="Carry commits between your repository and that of a VM made with `--git isolated`.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(git_app, name="git")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The VM's name, as `vmw list` shows it.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -346,12 +353,64 @@ def destroy(
         if not sys.stdin.isatty():
             raise operations.refuse_without_terminal(name)
         _show_audit(settings, name)
+        for line in operations.work_warnings(settings, name):
+            console.warn(line)
         if not console.confirm(f"Destroy {name} and everything on its disk? The worktree stays."):
             console.say("Nothing was done.")
             raise typer.Exit(ExitCode.FAILED)
     console.say(f"Destroying {name} ...")
-    _operations(settings, context).destroy(name)
+    _operations(settings, context).destroy(name, told=not yes)
     console.say(f"{name} is gone.")
+
+
+@git_app.command("pull")
+def git_pull(
+    context: typer.Context,
+    name: Name,
+    *,
+    branch: Annotated[str, typer.Option(metavar="BRANCH", help="The VM's branch, by default the one it is on.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when the VM's commits do not follow those that came before.")
+    ] = False,
+) -> None:
+    """Fetch a VM's commits into your branch vmw/NAME. Nothing of yours is merged or checked out."""
+    from vmw.services import records  # noqa: PLC0415
+
+    settings = _settings()
+    records.find(settings.state_dir, name)
+    _join_group(settings)
+    console.say(f"Fetching the commits of {name} ...")
+    results = _operations(settings, context).git_pull(name, branch=branch, force=force).results
+    target, commits = results.get("branch", ""), results.get("commits", 0)
+    if commits:
+        console.say(f"{commits} new {'commit is' if commits == 1 else 'commits are'} in your branch {target}. See them with:")
+        console.data(str(results.get("look", "")))
+    else:
+        console.say(f"Your branch {target} has all of them already.")
+
+
+@git_app.command("push")
+def git_push(
+    context: typer.Context,
+    name: Name,
+    *,
+    branch: Annotated[str, typer.Option(metavar="BRANCH", help="Your branch, by default all but vmw/*.")] = "",
+) -> None:
+    """Send your branches to a VM, where they are host/BRANCH. None of its own is changed."""
+    from vmw.services import records  # noqa: PLC0415
+
+    settings = _settings()
+    records.find(settings.state_dir, name)
+    _join_group(settings)
+    console.say(f"Sending your branches to {name} ...")
+    sent = _operations(settings, context).git_push(name, branch=branch).results.get("branches", [])
+    if sent:
+        more = f" and {len(sent) - SHOWN_BRANCHES} more" if len(sent) > SHOWN_BRANCHES else ""
+        shown = ", ".join(f"host/{each}" for each in sent[:SHOWN_BRANCHES])
+        console.say(f"{name} has {shown}{more}. Merge there, for example with:")
+        console.data(console.command(f"vmw ssh {name} -- git -C repo merge host/{sent[0]}"))
+    else:
+        console.say(f"{name} has all of them already.")
 
 
 @image_app.command("build")

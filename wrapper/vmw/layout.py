@@ -25,7 +25,7 @@ class Layout:
         return self.root / "inventory" / "hosts.yml"
 
     def playbook(self, verb: str) -> Path:
-        """Return the playbook of a verb: host, image, prune, spawn, start, stop, audit or destroy."""
+        """Return the playbook of a verb: host, image, prune, spawn, start, stop, audit, destroy, git_pull or git_push."""
         return self.root / "playbooks" / f"{verb}.yml"
 
     def make_importable(self) -> None:

@@ -58,14 +58,14 @@ def libvirt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_agent_tells_the_address() -> None:
-    assert guest_wait.guest_address(Domain([ADDRESS]), MAC) == ADDRESS
-    assert guest_wait.guest_address(Domain([]), MAC) == ""
-    assert guest_wait.guest_address(Domain(None), MAC) == ""
+    assert libvirt_connection.guest_address(Domain([ADDRESS]), MAC) == ADDRESS
+    assert libvirt_connection.guest_address(Domain([]), MAC) == ""
+    assert libvirt_connection.guest_address(Domain(None), MAC) == ""
 
 
 @pytest.mark.parametrize("words", ["169.254.1.1", "fe80::1", "127.0.0.1", "-oProxyCommand=x", "224.0.0.1", ""])
 def test_what_is_no_address_of_a_guest_is_passed_over(words: str) -> None:
-    assert guest_wait.guest_address(Domain([words, ADDRESS]), MAC) == ADDRESS
+    assert libvirt_connection.guest_address(Domain([words, ADDRESS]), MAC) == ADDRESS
 
 
 @pytest.mark.parametrize(("answer", "found"), [(Answer.OWN, ADDRESS), (Answer.NOTHING, "")])

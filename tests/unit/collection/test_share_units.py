@@ -6,11 +6,15 @@ import configparser
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
+    COPY,
+    FOLLOW,
     MIRROR,
     PLAIN_FILTER,
     Bind,
@@ -19,7 +23,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
     ShareSpec,
     command_line,
     command_words,
-    mirror_units,
+    mirror_unit,
     quote,
     service_unit,
     socket_path,
@@ -142,7 +146,7 @@ def test_every_path_of_a_share_is_checked_for_links_first() -> None:
 
 def mirror(*pairs: tuple[Path, Path]) -> None:
     """Run the script as the unit does."""
-    subprocess.run(["/bin/sh", "-c", MIRROR, "sh", *(path for pair in pairs for path in pair)], check=True)
+    subprocess.run(["/bin/sh", "-c", MIRROR + COPY, "sh", *(path for pair in pairs for path in pair)], check=True)
 
 
 def test_a_copy_is_brought_up_to_date_in_place(tmp_path: Path) -> None:
@@ -205,10 +209,11 @@ def test_several_copies_with_any_names_are_made_at_once(tmp_path: Path) -> None:
 
 
 def test_the_script_is_what_the_unit_runs() -> None:
-    text = mirror_units("n", MIRRORED)["vmw-n-mirror.service"]
+    text = mirror_unit("n", MIRRORED)
     (line,) = (line for line in text.splitlines() if line.startswith("ExecStart="))
     words = shlex.split(line.removeprefix("ExecStart=").replace("%%", "%").replace("$$", "$"))
-    assert words == ["/bin/sh", "-c", MIRROR, "sh", "/a b/100% $x/config", "/m/config", "/a b/100% $x/HEAD", "/m/HEAD"]
+    pairs = ["/a b/100% $x/config", "/m/config", "/a b/100% $x/HEAD", "/m/HEAD"]
+    assert words == ["/bin/sh", "-c", FOLLOW, "sh", "/a b/100% $x", "/(config|HEAD)$", *pairs]
 
 
 MIRRORED = ShareSpec(
@@ -219,16 +224,28 @@ MIRRORED = ShareSpec(
 )
 
 
-def test_copies_have_units_that_end_with_the_daemon() -> None:
-    units = mirror_units("n", MIRRORED)
-    assert sorted(units) == ["vmw-n-mirror.path", "vmw-n-mirror.service"]
-    lines = units["vmw-n-mirror.path"].splitlines()
-    assert "BindsTo=vmw-n-git.service" in lines
-    # Only specifiers are read there; a blank or a dollar is itself.
-    assert [line for line in lines if line.startswith("PathChanged=")] == [
-        "PathChanged=/a b/100%% $x/config",
-        "PathChanged=/a b/100%% $x/HEAD",
-    ]
+def test_the_copies_unit_ends_with_the_daemon() -> None:
+    assert "BindsTo=vmw-n-git.service" in mirror_unit("n", MIRRORED).splitlines()
+
+
+@pytest.mark.skipif(not shutil.which("inotifywait"), reason="asks inotifywait")
+def test_copies_follow_every_change(tmp_path: Path) -> None:
+    source, copy = tmp_path / "git/config", tmp_path / "copy"
+    source.parent.mkdir()
+    source.write_text("one")
+    argv = ["/bin/sh", "-c", FOLLOW, "sh", str(source.parent), "/(config)$", str(source), str(copy)]
+    process = subprocess.Popen(argv, start_new_session=True)
+    try:
+        for content in ("one", "two", "three"):
+            (tmp_path / "git/config.lock").write_text(content)
+            (tmp_path / "git/config.lock").rename(source)
+            deadline = time.monotonic() + 10
+            while not copy.exists() or copy.read_text() != content:
+                assert time.monotonic() < deadline, f"{content} did not come"
+                time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_the_daemon_starts_with_fresh_copies_and_has_them_followed() -> None:
@@ -236,7 +253,7 @@ def test_the_daemon_starts_with_fresh_copies_and_has_them_followed() -> None:
     before = [line for line in lines if line.startswith("ExecStartPre=")]
     assert len(before) == 2
     assert "cmp -s" in before[1]
-    assert "Wants=vmw-n-mirror.path" in lines
+    assert "Wants=vmw-n-mirror.service" in lines
 
 
 def test_a_share_without_copies_wants_nothing() -> None:
@@ -265,7 +282,10 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
         scratch=True,
         mirrors=(Mirror(str(paths["100%"] / "config"), str(tmp_path / "copy")),),
     )
-    units = {"vmw-n-git.service": service_unit("n", share, ["/bin/true", "a b$c", "100%"]), **mirror_units("n", share)}
+    units = {
+        "vmw-n-git.service": service_unit("n", share, ["/bin/true", "a b$c", "100%"]),
+        "vmw-n-mirror.service": mirror_unit("n", share),
+    }
     for name, text in units.items():
         (tmp_path / name).write_text(text)
     command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *(str(tmp_path / name) for name in units)]

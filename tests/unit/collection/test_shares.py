@@ -141,7 +141,7 @@ def test_nothing_left_is_no_change(units: Path, tmp_path: Path, manager: list[li
 def test_the_units_of_copies_are_written_and_removed(units: Path, tmp_path: Path, manager: list[list[str]]) -> None:
     share = ShareSpec("vmw:git", "/g", read_only=False, mirrors=(Mirror("/g/config", "/m/config"),))
     shares.write_units("n", str(tmp_path), [share], check_mode=False)
-    expected = ["vmw-n-git.service", "vmw-n-git.socket", "vmw-n-mirror.path", "vmw-n-mirror.service"]
+    expected = ["vmw-n-git.service", "vmw-n-git.socket", "vmw-n-mirror.service"]
     assert sorted(path.name for path in units.iterdir()) == expected
     assert absent(Module(tmp_path)) == {"changed": True}
     assert not list(units.iterdir())

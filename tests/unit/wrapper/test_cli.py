@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.vmw.worktree.plugins.module_utils import audit
+from ansible_collections.vmw.worktree.plugins.module_utils import audit, git_work
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 from wrapper_support import ROOT
@@ -223,7 +223,7 @@ def test_stop(
     assert capsys.readouterr().err.splitlines()[-1] == words
 
 
-@pytest.mark.parametrize("command", [["start"], ["stop"], ["ssh"], ["logs"]])
+@pytest.mark.parametrize("command", [["start"], ["stop"], ["ssh"], ["logs"], ["git", "pull"], ["git", "push"]])
 def test_unknown_vm(
     ansible: FakeAnsible,
     make_vm: Callable[..., Path],
@@ -236,6 +236,65 @@ def test_unknown_vm(
     assert cli.run([*command, "onne"]) == 4
     assert capsys.readouterr().err == "error: there is no VM named 'onne'\nhint: did you mean `one`?\n"
     assert ansible.runs == []
+
+
+LOOK = "git -C /home/dev/project log main..vmw/one"
+
+
+@pytest.mark.parametrize(
+    ("commits", "words", "data"),
+    [
+        (0, "Your branch vmw/one has all of them already.", ""),
+        (1, "1 new commit is in your branch vmw/one. See them with:", f"{LOOK}\n"),
+        (3, "3 new commits are in your branch vmw/one. See them with:", f"{LOOK}\n"),
+    ],
+)
+def test_git_pull(
+    ansible: FakeAnsible,
+    make_vm: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    commits: int,
+    words: str,
+    data: str,
+) -> None:
+    make_vm("one")
+    ansible.results = {"branch": "vmw/one", "commits": commits, "look": LOOK}
+    assert cli.run(["git", "pull", "one", "--branch", "x", "--force"]) == 0
+    values = {"vmw_name": "one", "vmw_git_branch": "x", "vmw_git_force": True}
+    assert [(run.verb, run.extra_vars, run.command) for run in ansible.runs] == [
+        ("git_pull", values, "vmw git pull one --branch x --force")
+    ]
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-1] == words
+    assert shown.out == data
+
+
+@pytest.mark.parametrize(
+    ("branches", "words", "data"),
+    [
+        ([], "one has all of them already.", ""),
+        (
+            ["main", "x"],
+            "one has host/main, host/x. Merge there, for example with:",
+            "vmw ssh one -- git -C repo merge host/main\n",
+        ),
+    ],
+)
+def test_git_push(
+    ansible: FakeAnsible,
+    make_vm: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    branches: list[str],
+    words: str,
+    data: str,
+) -> None:
+    make_vm("one")
+    ansible.results = {"branches": branches}
+    assert cli.run(["git", "push", "one"]) == 0
+    assert [(run.verb, run.extra_vars) for run in ansible.runs] == [("git_push", {"vmw_name": "one", "vmw_git_branch": ""})]
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-1] == words
+    assert shown.out == data
 
 
 def test_destroy(ansible: FakeAnsible, make_vm: Callable[..., Path]) -> None:
@@ -325,7 +384,20 @@ def test_destroy_asks(
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys.stdin, "readline", lambda: answer, raising=False)
     assert cli.run(["destroy", "one"]) == (0 if runs else 1)
-    assert len(ansible.runs) == runs
+    assert [run.extra_vars for run in ansible.runs] == [{"vmw_name": "one", "vmw_tell_work": False}] * runs
+
+
+def test_destroy_tells_what_work_goes_before_it_asks(
+    ansible: FakeAnsible, make_vm: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_vm("one", git={"mode": "isolated", "kind": "linked", "git_dir": "/gone", "common_dir": "/gone"})
+    monkeypatch.setattr(git_work, "work_at_risk", lambda _instance, _files: git_work.Risk(only_guest=3))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdin, "readline", lambda: "n\n", raising=False)
+    assert cli.run(["destroy", "one"]) == 1
+    first, second = capsys.readouterr().err.splitlines()[:2]
+    assert first == "warning: 3 commits exist only in this VM: `vmw git pull one` brings them over"
+    assert second.startswith("Destroy one and everything on its disk?")
 
 
 @pytest.fixture

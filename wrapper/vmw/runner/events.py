@@ -23,7 +23,7 @@ SILENT_ACTIONS = frozenset(
 )  # fmt: skip
 """Actions that are bookkeeping and no phase of their own."""
 
-RESULTS = ("instance", "generation", "removed", "freed_bytes")
+RESULTS = ("instance", "generation", "removed", "freed_bytes", "branch", "commits", "look", "branches")
 """What our modules return and a command shows."""
 
 DETAIL_LINES = 15

@@ -67,9 +67,34 @@ class Operations:
         values: ExtraVars = {"vmw_name": name, "vmw_stop_timeout": timeout, "vmw_stop_force": force}
         return self._run(Run("stop", values, self.command))
 
-    def destroy(self, name: str) -> Outcome:
-        """Remove a VM, also a half-made or half-removed one. The worktree is never touched."""
-        return self._run(Run("destroy", {"vmw_name": name}, self.command))
+    def destroy(self, name: str, *, told: bool = False) -> Outcome:
+        """Remove a VM, also a half-made or half-removed one. The worktree is never touched.
+
+        Args:
+            name: The VM.
+            told: Whether the user knows already what work goes with it.
+        """
+        values: ExtraVars = {"vmw_name": name, "vmw_tell_work": False} if told else {"vmw_name": name}
+        return self._run(Run("destroy", values, self.command))
+
+    def git_pull(self, name: str, *, branch: str, force: bool) -> Outcome:
+        """Fetch the commits of an isolated VM.
+
+        Args:
+            name: The VM.
+            branch: Its branch; empty for what it has checked out.
+            force: Whether commits that came before may be left out.
+        """
+        return self._run(Run("git_pull", {"vmw_name": name, "vmw_git_branch": branch, "vmw_git_force": force}, self.command))
+
+    def git_push(self, name: str, *, branch: str) -> Outcome:
+        """Send branches of the host to an isolated VM.
+
+        Args:
+            name: The VM.
+            branch: The one branch to send; empty for all but those that came from guests.
+        """
+        return self._run(Run("git_push", {"vmw_name": name, "vmw_git_branch": branch}, self.command))
 
     def build_image(self) -> Outcome:
         """Build a new generation of the golden image."""
@@ -100,6 +125,16 @@ def left_of(settings: Settings, name: str) -> bool:
         message = f"there is no VM of yours named {name!r}, but libvirt has a domain of that name, which {whose}"
         raise VmwError(message, "vmw leaves it alone; `virsh` removes it if it is yours", ExitCode.CONFLICT)
     return True
+
+
+def work_warnings(settings: Settings, name: str) -> list[str]:
+    """Return what to tell about a VM's work before it is removed; nothing for what has no record that can be read."""
+    from ansible_collections.vmw.worktree.plugins.module_utils import git_work  # noqa: PLC0415 - needed only here
+
+    recorded = next((each for each in records.all_recorded(settings.state_dir) if each.name == name), None)
+    if recorded is None or recorded.instance is None:
+        return []
+    return git_work.warnings(recorded.instance, git_work.work_at_risk(recorded.instance, recorded.files))
 
 
 def refuse_without_terminal(name: str) -> VmwError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from ansible_collections.vmw.worktree.plugins.module_utils.ssh_command import pinned
+
 from vmw.errors import VmwError
 from vmw.services import records, virsh
 
@@ -13,12 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmw.settings import Settings
-
-
-def _config_path(path: Path) -> str:
-    """Write a path so that ssh takes it as one file and expands no token in it (ssh_config(5), UserKnownHostsFile)."""
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{escaped}"'
 
 
 def ssh_argv(name: str, user: str, address: str, known_hosts: Path, command: Sequence[str]) -> list[str]:
@@ -31,21 +27,7 @@ def ssh_argv(name: str, user: str, address: str, known_hosts: Path, command: Seq
         known_hosts: The file with the pinned key.
         command: What to run, joined with blanks by ssh itself; empty for a login shell.
     """
-    return [
-        "ssh",
-        "-A",
-        "-o",
-        f"HostKeyAlias={name}",
-        "-o",
-        f"UserKnownHostsFile={_config_path(known_hosts)}",
-        "-o",
-        "StrictHostKeyChecking=yes",
-        "-l",
-        user,
-        "--",
-        address,
-        *command,
-    ]
+    return ["ssh", "-A", *pinned(name, known_hosts), "-l", user, "--", address, *command]
 
 
 def connection(settings: Settings, name: str, command: Sequence[str]) -> list[str]:
