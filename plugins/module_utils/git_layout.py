@@ -18,6 +18,9 @@ from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwErro
 SMALL_FILE = 4096
 """Longest content of a pointer file, in bytes: a path (PATH_MAX of Linux) and a word before it."""
 
+GIT_SECONDS = 60
+"""Time for git to list a repository's settings or refs: far more than a million of them take."""
+
 GUEST_EXTENSIONS = frozenset({"noop", "noop-v1", "objectformat", "partialclone", "preciousobjects", "worktreeconfig"})
 """Repository extensions that the guest's git 2.39 knows (setup.c of that release); git refuses a repository with any other."""
 
@@ -111,6 +114,8 @@ def git_environment() -> dict[str, str]:
         "PATH": os.environ.get("PATH", os.defpath),
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
+        # Or a partial clone would have git run what it names, to fetch what it lacks.
+        "GIT_ALLOW_PROTOCOL": "none",
         "LC_ALL": "C.UTF-8",
     }
 
@@ -128,12 +133,15 @@ def run_git(*argv: str) -> str:
         VmwError: git is missing, or failed.
     """
     try:
-        # Or a partial clone would have git run what it names, to fetch what it lacks.
-        environment = {**git_environment(), "GIT_ALLOW_PROTOCOL": "none"}
-        done = subprocess.run(["git", *argv], cwd="/", env=environment, capture_output=True, check=False)
+        done = subprocess.run(
+            ["git", *argv], cwd="/", env=git_environment(), capture_output=True, check=False, timeout=GIT_SECONDS
+        )
     except FileNotFoundError as error:
         message = "git is not installed"
         raise VmwError(message, "run `vmw host` to set up this machine", "host_not_ready") from error
+    except subprocess.TimeoutExpired as error:
+        message = f"git did not end in {GIT_SECONDS} s: git {' '.join(argv)}"
+        raise _refuse(message) from error
     if done.returncode:
         message = f"git failed: {done.stderr.decode(errors='replace').strip()}"
         raise _refuse(message)

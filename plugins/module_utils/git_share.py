@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -61,8 +62,13 @@ def without_password(url: str) -> str:
 
 def _identity(worktree: Path, key: str) -> str:
     """Return a setting of the user's as it holds in a worktree; reading settings runs nothing that a repository says."""
+    # A hook that runs vmw has another repository in its environment.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     argv = ["git", "config", "--get", key]
-    done = subprocess.run(argv, cwd=worktree, capture_output=True, text=True, errors="replace", check=False)
+    try:
+        done = subprocess.run(argv, cwd=worktree, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    except FileNotFoundError:
+        return ""
     return done.stdout.strip()
 
 
@@ -104,19 +110,13 @@ def choose(worktree: Path, layout: GitLayout, mode: str, guest_user: str, state:
     Raises:
         VmwError: It cannot be shared in this mode.
     """
+    user = {"user_name": _identity(worktree, "user.name"), "user_email": _identity(worktree, "user.email")}
     if layout.kind is Kind.NONE:
-        return GitShare()
+        return GitShare(**user)
     check_text(layout.git_dir)
     if mode != "none":
         _check(layout, guest_user, state)
-    return GitShare(
-        mode=mode,
-        kind=layout.kind.value,
-        git_dir=layout.git_dir,
-        common_dir=layout.common_dir,
-        user_name=_identity(worktree, "user.name"),
-        user_email=_identity(worktree, "user.email"),
-    )
+    return GitShare(mode=mode, kind=layout.kind.value, git_dir=layout.git_dir, common_dir=layout.common_dir, **user)
 
 
 def prepare(instance: Instance, files: InstanceFiles) -> None:

@@ -200,7 +200,8 @@ def _checked_branch(name: str) -> str:
 
 def _git(common: str, *argv: str, remote: Remote | None = None) -> subprocess.CompletedProcess[str]:
     """Run git beside a repository of the host's; the surrogates of a name that is no UTF-8 go in and out as they are."""
-    environment = git_environment()
+    # What a partial clone lacks is not fetched from where it says.
+    environment = {**git_environment(), "GIT_ALLOW_PROTOCOL": "ssh" if remote else "none"}
     options = [word for key, value in BOUNDARY.items() for word in ("-c", f"{key}={value}")]
     if common:
         options.append(f"--git-dir={common}")

@@ -210,17 +210,68 @@ def test_passwords_of_remotes_stay_on_the_host(lab: Person) -> None:
     assert "password" not in in_guest(lab, "iso", "grep -r password ~/.repo-git/config || true")
 
 
+def test_pull_brings_the_guests_commits_to_a_branch(lab: Person) -> None:
+    # The host's git runs no hook for it, not even its own.
+    marker = f"{LAB}/marker"
+    hook = f"printf '#!/bin/sh\\ntouch {marker}\\n' > hooks/reference-transaction && chmod +x hooks/reference-transaction"
+    lab.sh(f"cd {LAB}/iso/.git && {hook}", check=True)
+    done = lab.vmw("git", "pull", "iso")
+    assert done.returncode == 0, report(done)
+    assert "vmw/iso" in done.stdout, report(done)
+    assert not lab.exists(marker)
+    lab.sh(f"rm {LAB}/iso/.git/hooks/reference-transaction", check=True)
+    assert lab.sh(f"git -C {LAB}/iso log -1 --format='%s %an' vmw/iso").stdout == "side dev\n"
+    assert lab.sh(f"git -C '{LAB}/iso wt' branch --show-current").stdout == "guarded\n"
+    again = lab.vmw("git", "pull", "iso")
+    assert again.returncode == 0, report(again)
+    assert "all of them" in again.stderr, report(again)
+
+
+def test_push_brings_the_hosts_commits_in(lab: Person) -> None:
+    lab.sh(f"cd {LAB}/iso && git commit -q --allow-empty -m 'from the host'", check=True)
+    done = lab.vmw("git", "push", "iso")
+    assert done.returncode == 0, report(done)
+    assert (
+        in_guest(lab, "iso", "cd repo; git log -1 --format=%s host/main; git merge -q --no-edit host/main") == "from the host\n"
+    )
+
+
+def test_rewritten_commits_come_only_when_asked_for(lab: Person) -> None:
+    in_guest(lab, "iso", "cd repo; git reset -q --hard HEAD~2; git commit -q --allow-empty -m rewritten")
+    done = lab.vmw("git", "pull", "iso")
+    assert done.returncode != 0, report(done)
+    assert "--force" in done.stderr, report(done)
+    assert lab.sh(f"git -C {LAB}/iso log -1 --format=%s vmw/iso").stdout == "side\n"
+    done = lab.playbook("playbooks/git_pull.yml", "-e", '{"vmw_name": "iso", "vmw_git_force": true}')
+    assert done.returncode == 0, report(done)
+    assert lab.sh(f"git -C {LAB}/iso log -1 --format=%s vmw/iso").stdout == "rewritten\n"
+
+
+def test_a_protected_repository_has_the_commits_already(lab: Person) -> None:
+    done = lab.vmw("git", "pull", "bare-wt")
+    assert done.returncode == 2, report(done)
+    assert "in your repository already" in done.stderr, report(done)
+
+
 def test_git_data_survives_a_restart(lab: Person) -> None:
     lab.virsh("destroy", "iso")
     done = lab.vmw("start", "iso", timeout=BOOT_S)
     assert done.returncode == 0, report(done)
-    assert in_guest(lab, "iso", "cd repo; git log --format=%s | grep -c merge") == "1\n"
+    assert in_guest(lab, "iso", "cd repo; git log -1 --format=%s") == "rewritten\n"
 
 
 def test_destroy_leaves_worktree_and_repository_as_they_are(lab: Person) -> None:
-    before = {path: lab.fingerprint(f"{LAB}/{path}") for path in ("main", "iso", "iso wt", "plain")}
-    destroy(lab, "main", "iso", "plain")
+    in_guest(lab, "iso", "cd repo; git commit -q --allow-empty -m 'only here'")
+    before = {path: lab.fingerprint(f"{LAB}/{path}") for path in ("main", "iso wt", "plain")}
+    branches = lab.sh(f"git -C {LAB}/iso for-each-ref refs/heads refs/tags").stdout
+    done = lab.vmw("destroy", "--yes", "iso")
+    assert done.returncode == 0, report(done)
+    assert "1 commit exists only in this VM" in done.stdout + done.stderr, report(done)
+    destroy(lab, "main", "plain")
     assert {path: lab.fingerprint(f"{LAB}/{path}") for path in before} == before
+    assert lab.sh(f"git -C {LAB}/iso for-each-ref refs/heads refs/tags").stdout == branches
+    # What kept the borrowed commits is gone with the VM.
+    assert lab.sh(f"git -C {LAB}/iso for-each-ref refs/vmw").stdout == ""
     assert lab.traces("iso") == lab.traces("main") == []
 
 

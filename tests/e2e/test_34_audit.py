@@ -23,7 +23,7 @@ git -C "$W" add nested
 
 HIDDEN_BARE = r"""
 git init -q --bare "$W/docs"
-printf '[core]\n\tfsmonitor = "touch %s; false"\n' "$M" >> "$W/docs/config"
+printf '[core]\n\tbare = false\n\tworktree = ..\n\tfsmonitor = "touch %s; false"\n' "$M" >> "$W/docs/config"
 """
 """A bare repository in a directory that looks like any other."""
 
@@ -60,7 +60,7 @@ def test_a_worktree_as_it_was_is_clean(returned: Person) -> None:
     [
         (NESTED, "nested-git", "nested/.git", "git status"),
         (NESTED, "gitlink", "nested", "git status"),
-        (HIDDEN_BARE, "bare-repository", "docs", "cd docs && git ls-files; git status"),
+        (HIDDEN_BARE, "bare-repository", "docs", "cd docs && git status"),
         (HOOKS, "hooks", ".husky", "git commit -q --allow-empty -m x"),
     ],
     ids=["nested", "gitlink", "bare", "hooks"],
@@ -111,6 +111,7 @@ def test_stop_and_destroy_show_what_was_found_and_remove_nothing_of_it(returned:
     done = returned.vmw("stop", GUARDED_NAME)
     assert done.returncode == 0, report(done)
     assert "could run on this machine" in done.stdout + done.stderr, report(done)
+    assert "uncommitted or unpushed work: 1 changed" in done.stdout + done.stderr, report(done)
     before = returned.fingerprint(WORKTREE)
     repository = returned.fingerprint(f"{GUARDED}/repo")
     # Also without a VM that runs.
