@@ -225,3 +225,14 @@ def test_way_of_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_progr
     finding = look("QEMU's access", settings)
     assert finding.status is Status.WARN
     assert str(closed) in finding.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [("524288", Status.OK), ("unlimited", Status.OK), ("20000", Status.WARN), ("Failed to connect to bus", Status.WARN)],
+)
+def test_open_files(monkeypatch: pytest.MonkeyPatch, answer: str, status: Status) -> None:
+    monkeypatch.setattr(doctor, "_ask", lambda *_argv: doctor._Answer(0, answer))
+    found = look("open files")
+    assert found.status is status
+    assert ("Too many open files" in found.message) == (answer == "20000")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils import accelerator
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
-from ansible_collections.vmw.worktree.plugins.module_utils.share_units import find_virtiofsd
+from ansible_collections.vmw.worktree.plugins.module_utils.share_units import OPEN_FILES, find_virtiofsd
 from ansible_collections.vmw.worktree.plugins.module_utils.state import qemu_user
 
 from vmw.errors import VmwError
@@ -312,6 +312,17 @@ def _check_ssh_key(_settings: Settings) -> Finding:
     return _fail("you have no SSH key", "ssh-keygen -t ed25519")
 
 
+def _check_open_files(_settings: Settings) -> Finding:
+    # What a service of the user gets, which may be less than a login or root's services have.
+    answer = _ask("systemd-run", "--user", "--quiet", "--pipe", "--wait", "/bin/sh", "-c", "ulimit -Hn")
+    if answer.output == "unlimited" or (answer.output.isdigit() and int(answer.output) >= OPEN_FILES):
+        return _ok("a share can show a tree of half a million files")
+    if not answer.output.isdigit():
+        return _warn("your service manager does not tell its limit", "loginctl show-user")
+    message = f"a guest that has seen {answer.output} files of a share gets `Too many open files in system`"
+    return _warn(message, f"set DefaultLimitNOFILE=1024:{OPEN_FILES} in /etc/systemd/system.conf, and log in anew")
+
+
 CHECKS = (
     Check("CPU virtualisation", _check_cpu),
     Check("acceleration", _check_acceleration),
@@ -330,6 +341,7 @@ CHECKS = (
     Check("linger", _check_linger),
     Check("QEMU's access", _check_way),
     Check("share sockets", _check_sockets),
+    Check("open files", _check_open_files),
     Check("secrets", _check_secrets),
     Check("SSH key", _check_ssh_key),
 )
