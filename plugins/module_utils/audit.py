@@ -8,24 +8,20 @@ index, in a repository of ours, and every file is opened without following a lin
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
 import os
 import re
-import resource
-import selectors
 import stat
 import subprocess
-import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
-from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import Kind, read_config, run_git
-from ansible_collections.vmw.worktree.plugins.module_utils.hostile_files import ABSENT, FLAGS, printable, state_of
+from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import Kind, read_settings
+from ansible_collections.vmw.worktree.plugins.module_utils.hostile_files import ABSENT, printable, state_of
+from ansible_collections.vmw.worktree.plugins.module_utils.index_entries import gitlinks
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import has_own_git_dir
 from ansible_collections.vmw.worktree.plugins.module_utils.state import write_json
 from ansible_collections.vmw.worktree.plugins.module_utils.tree_contents import hooks_state
@@ -34,8 +30,6 @@ from ansible_collections.vmw.worktree.plugins.module_utils.tree_kinds import ALW
 from ansible_collections.vmw.worktree.plugins.module_utils.tree_scan import scan_git_dir, scan_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
 
 SCHEMA = 1
@@ -46,19 +40,6 @@ LISTED = 200
 
 BRIEF = 20
 """How many findings are shown where nobody asked for them."""
-
-INDEX_BYTES = 256 << 20
-"""The largest index that is read; git's own for a million files has about 100 MB."""
-
-INDEX_MEMORY = 2 << 30
-"""How much address space git may use for it: the compressed format of a hostile one may unfold to far more than its size."""
-
-INDEX_SECONDS = 30.0
-COMPLAINTS_BYTES = 1 << 20
-"""How much git may say of an index that it cannot read, before it is ended."""
-
-GITLINK = b"160000 "
-"""The mode of a nested repository in the output of git-ls-files(1)."""
 
 GIT_DIR_FILES = ("commondir", "gitdir", "config.worktree")
 """Files of a linked worktree's own directory that decide what its repository is, see gitrepository-layout(5)."""
@@ -71,7 +52,7 @@ class GitPlaces:
     Args:
         index: The worktree's index; None when it has none.
         git_dir: The directory of a linked worktree in its repository, `.git/worktrees/ID`; None for a plain clone.
-        pinned: Files, and directories of hooks, that must stay as they are; absolute paths.
+        pinned: Files of configuration that the repository includes from the worktree; absolute paths.
         hooks_path: The value of `core.hooksPath`; empty when it is not set.
         object_format: The repository's hash, `sha1` or `sha256`.
     """
@@ -170,111 +151,6 @@ def _add_gitlinks(items: Items, git: GitPlaces) -> None:
         items.add("index-unreadable", str(git.index), error.message, error.message)
 
 
-def gitlinks(index: Path, object_format: str) -> Iterator[str]:
-    """Yield the nested repositories that an index has, as git reads them from a copy of it.
-
-    Args:
-        index: The index, which the guest may have written; a missing one has none.
-        object_format: The repository's hash.
-
-    Raises:
-        VmwError: It is no file, is too large, or git cannot read it.
-    """
-    with tempfile.TemporaryDirectory(prefix="vmw-audit-") as name:
-        directory = Path(name)
-        try:
-            _copy(index, directory / "index")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            message = f"it cannot be read: {error.strerror}"
-            raise VmwError(message) from error
-        for entry in _staged(directory, object_format):
-            if entry.startswith(GITLINK):
-                yield os.fsdecode(entry.partition(b"\t")[2])
-
-
-def _copy(source: Path, target: Path) -> None:
-    descriptor = os.open(source, FLAGS)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            message = "it is no file"
-            raise VmwError(message)
-        left = INDEX_BYTES
-        with target.open("xb") as writer:
-            while block := os.read(descriptor, 1 << 20):
-                left -= len(block)
-                if left < 0:
-                    message = f"it has more than {INDEX_BYTES >> 20} MiB"
-                    raise VmwError(message)
-                writer.write(block)
-    finally:
-        os.close(descriptor)
-
-
-def _staged(directory: Path, object_format: str) -> Iterator[bytes]:
-    """Yield the entries of the index in a directory of ours, which becomes a repository without anything in it."""
-    for part in ("objects", "refs"):
-        (directory / "git" / part).mkdir(parents=True)
-    (directory / "git" / "HEAD").write_text("ref: refs/heads/none\n")
-    sha256 = "[extensions]\n\tobjectFormat = sha256\n" if object_format == "sha256" else ""
-    version = 1 if sha256 else 0
-    (directory / "git" / "config").write_text(f"[core]\n\trepositoryFormatVersion = {version}\n\tbare = true\n{sha256}")
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "LC_ALL": "C.UTF-8",
-        "HOME": str(directory),
-        "GIT_DIR": str(directory / "git"),
-        "GIT_INDEX_FILE": str(directory / "index"),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_OPTIONAL_LOCKS": "0",
-    }
-    argv = ["git", "ls-files", "--stage", "-z"]
-    with tempfile.TemporaryFile() as complaints:
-        try:
-            process = subprocess.Popen(
-                argv, cwd="/", env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints
-            )
-        except FileNotFoundError as error:
-            message = "git is not installed"
-            raise VmwError(message) from error
-        with process:
-            try:
-                yield from _entries(process)
-            finally:
-                process.kill()
-        complaints.seek(0)
-        said = complaints.read(COMPLAINTS_BYTES).decode(errors="replace").splitlines()
-        # A directory that a sparse index leaves to the repository's objects is passed over with no more than an error's text.
-        errors = [line for line in said if line.startswith(("error:", "fatal:"))]
-        if process.returncode or errors:
-            message = f"git cannot read it: {printable((errors or said or [f'exit code {process.returncode}'])[-1])}"
-            raise VmwError(message)
-
-
-def _entries(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
-    """Yield what git prints, up to each zero byte, and see it end."""
-    assert process.stdout is not None  # noqa: S101 - it was started with a pipe
-    with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (INDEX_MEMORY, INDEX_MEMORY))
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (COMPLAINTS_BYTES, COMPLAINTS_BYTES))
-    deadline = time.monotonic() + INDEX_SECONDS
-    rest = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while selector.select(max(deadline - time.monotonic(), 0)):
-            block = os.read(process.stdout.fileno(), 1 << 16)
-            if not block:
-                process.wait(max(deadline - time.monotonic(), 1))
-                return
-            *whole, rest = (rest + block).split(b"\0")
-            yield from whole
-    message = "git takes too long to read it"
-    raise VmwError(message)
-
-
 def compare(before: dict[str, Any] | None, now: dict[str, Any]) -> list[Finding]:
     """Return what is new or changed, by kind.
 
@@ -359,32 +235,38 @@ def places_of(instance: Instance, files: InstanceFiles) -> GitPlaces:
     if git.kind == Kind.NONE.value:
         return GitPlaces()
     try:
-        config = read_config(Path(git.common_dir, "config"))
+        settings = read_settings(Path(git.common_dir, "config"))
     except VmwError:
-        config = {}
+        settings = []
+    config = dict(settings)
     shared = git.mode == "protected" and not has_own_git_dir(instance)
     return GitPlaces(
         index=(files.git_dir if has_own_git_dir(instance) else Path(git.git_dir)) / "index",
         git_dir=Path(git.git_dir) if shared else None,
-        pinned=_included(Path(git.common_dir), config, Path(instance.worktree)),
+        pinned=_included(Path(git.common_dir), settings, Path(instance.worktree)),
         hooks_path=config.get("core.hookspath", "") or _users_hooks_path(),
         object_format=config.get("extensions.objectformat", "sha1"),
     )
 
 
-def _included(common: Path, config: dict[str, str], tree: Path) -> tuple[Path, ...]:
+def _included(common: Path, settings: list[tuple[str, str]], tree: Path) -> tuple[Path, ...]:
     """Return the configuration files in the worktree that the repository's own configuration includes."""
-    values = (value for key, value in config.items() if re.fullmatch(r"include(if\..*)?\.path", key))
+    values = (value for key, value in settings if re.fullmatch(r"include(if\..*)?\.path", key))
     # Path.expanduser would fail on a `~name` that is no user's.
     paths = (Path(os.path.normpath(common / os.path.expanduser(value))) for value in values)  # noqa: PTH111
     return tuple(path for path in paths if tree in path.parents)
 
 
 def _users_hooks_path() -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        return run_git("config", f"--file={Path.home()}/.gitconfig", "--get", "core.hooksPath").strip()
-    except (VmwError, RuntimeError):
+        # Away from every repository, and with the user's own and the system's configuration.
+        done = subprocess.run(
+            ["git", "config", "--get", "core.hooksPath"], cwd="/", env=environment, capture_output=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
         return ""
+    return os.fsdecode(done.stdout).rstrip("\n")
 
 
 def take(files: InstanceFiles, instance: Instance) -> None:

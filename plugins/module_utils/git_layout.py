@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.hostile_files import printable
 
 SMALL_FILE = 4096
 """Longest content of a pointer file, in bytes: a path (PATH_MAX of Linux) and a word before it."""
@@ -134,17 +135,23 @@ def run_git(*argv: str) -> str:
     """
     try:
         done = subprocess.run(
-            ["git", *argv], cwd="/", env=git_environment(), capture_output=True, check=False, timeout=GIT_SECONDS
+            ["git", *argv],
+            cwd="/",
+            env=git_environment(),
+            capture_output=True,
+            check=False,
+            timeout=GIT_SECONDS,
         )
     except FileNotFoundError as error:
         message = "git is not installed"
         raise VmwError(message, "run `vmw host` to set up this machine", "host_not_ready") from error
     except subprocess.TimeoutExpired as error:
         message = f"git did not end in {GIT_SECONDS} s: git {' '.join(argv)}"
-        raise _refuse(message) from error
+        raise VmwError(message) from error
     if done.returncode:
-        message = f"git failed: {done.stderr.decode(errors='replace').strip()}"
-        raise _refuse(message)
+        said = done.stderr.decode(errors="replace").strip()
+        message = f"git failed: {printable(said.replace(chr(10), '; '))}"
+        raise VmwError(message, "`git fsck` and `git config --list`, run in the repository, tell more", "usage")
     return done.stdout.decode(errors="surrogateescape")
 
 

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import (
     run_git,
     unknown_extensions,
 )
+from ansible_collections.vmw.worktree.plugins.module_utils.hostile_files import NotAFileError, TooLargeError, copy, open_file
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import GitShare
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import (
     MIRRORED,
@@ -55,6 +59,33 @@ TOKEN = re.compile(r"(?<=http://|ttps://)[^/@]*@", re.IGNORECASE)
 """The user in a web URL, which is the password where a token is one."""
 
 
+PARTS = ("HEAD", "config", "packed-refs", "refs", "logs", "objects", "objects/info", "objects/pack", "worktrees")
+"""What a share shows of a repository, and must be in it: a link would show another place."""
+
+PRIVATE = 0o600
+"""Mode of the copies: a repository's configuration may have passwords in it."""
+
+COPY_LIMIT = 256 << 20
+"""The largest file that is copied, in bytes; git's index of a million files has about 100 MB."""
+
+
+def _copy(source: Path, target: Path) -> bool:
+    """Copy a file of the host's git directory, which a guest may have written when that was not protected yet.
+
+    Raises:
+        VmwError: It is a link, no file, or too large.
+    """
+    try:
+        with open_file(source) as reader, target.open("xb") as writer:
+            copy(reader, writer, COPY_LIMIT)
+    except FileNotFoundError:
+        return False
+    except (OSError, NotAFileError, TooLargeError) as error:
+        message = f"{source} is a link, no file, too large or closed, so it is not copied"
+        raise VmwError(message, "`--git none` makes a VM without git", "usage") from error
+    return True
+
+
 def without_password(url: str) -> str:
     """Return a URL, or a setting with one, without what logs in."""
     return TOKEN.sub("", PASSWORD.sub(r"\1@", url))
@@ -66,8 +97,11 @@ def _identity(worktree: Path, key: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     argv = ["git", "config", "--get", key]
     try:
-        done = subprocess.run(argv, cwd=worktree, env=environment, capture_output=True, text=True, errors="replace", check=False)
-    except FileNotFoundError:
+        done = subprocess.run(
+            argv, cwd=worktree, env=environment, capture_output=True, text=True, errors="replace", check=False, timeout=10
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        # An included file may be a FIFO.
         return ""
     return done.stdout.strip()
 
@@ -84,11 +118,12 @@ def _check(layout: GitLayout, guest_user: str, state: State) -> None:
     extensions = unknown_extensions(layout)
     if extensions:
         message = f"{common} has the extension {extensions[0]}, which the guest's git does not know"
-        hint = f"`git config --unset extensions.{extensions[0]}` where nothing needs it; {without}"
-        if extensions[0] == "relativeworktrees":
-            hint = f"`git worktree repair` with worktree.useRelativePaths=false makes links absolute again; {without}"
-        raise VmwError(message, hint, "usage")
-    if Path(common, "objects/info/alternates").exists():
+        raise VmwError(message, without, "usage")
+    for name in PARTS:
+        if Path(common, name).is_symlink():
+            message = f"{common}/{name} is a link, and vmw follows none"
+            raise VmwError(message, without, "usage")
+    if os.path.lexists(common / "objects/info/alternates"):
         message = f"{common} borrows objects of another repository, which the guest could not see"
         raise VmwError(message, f"`git repack -a -d` there, then remove objects/info/alternates; {without}", "usage")
     for taken in ("repo", ".secrets", ".repo-git", ".ssh"):
@@ -132,10 +167,10 @@ def prepare(instance: Instance, files: InstanceFiles) -> None:
     git = instance.git
     if git.kind == Kind.NONE.value:
         return
-    files.git_masks.mkdir(exist_ok=True)
+    files.git_masks.mkdir(mode=0o700, exist_ok=True)
     if git.kind != Kind.MAIN.value:
         target = guest_git_dir(instance) if has_own_git_dir(instance) else git.git_dir
-        write_file(files.git_masks / "dot-git", f"gitdir: {target}\n")
+        write_file(files.git_masks / "dot-git", f"gitdir: {target}\n", PRIVATE)
     elif git.mode == "none":
         (files.git_masks / NO_GIT).mkdir(exist_ok=True)
     if git.mode == "protected":
@@ -150,15 +185,15 @@ def _prepare_common(instance: Instance, files: InstanceFiles) -> None:
         Path(git.common_dir, name).mkdir(exist_ok=True)
     for name in (*MIRRORED, "HEAD"):
         # The daemon's unit fills it, also when libvirt starts the VM.
-        (files.git_masks / name).touch()
+        (files.git_masks / name).touch(mode=PRIVATE)
     if git.kind not in WORKTREE_KINDS:
-        write_file(files.git_masks / "masked-HEAD", MASKED_HEAD)
+        write_file(files.git_masks / "masked-HEAD", MASKED_HEAD, PRIVATE)
         return
     # The guest could make it otherwise, and extensions.worktreeConfig would have the host's git read it.
     Path(git.git_dir, "config.worktree").touch()
-    write_file(files.git_masks / "commondir", f"{git.common_dir}\n")
+    write_file(files.git_masks / "commondir", f"{git.common_dir}\n", PRIVATE)
     # The guest's own path, or `git worktree prune` there would take this worktree for one that is gone.
-    write_file(files.git_masks / "gitdir", f"{guest_worktree(instance)}/.git\n")
+    write_file(files.git_masks / "gitdir", f"{guest_worktree(instance)}/.git\n", PRIVATE)
 
 
 def _make_own_git_dir(instance: Instance, files: InstanceFiles) -> None:
@@ -169,22 +204,19 @@ def _make_own_git_dir(instance: Instance, files: InstanceFiles) -> None:
     partial.mkdir()
     host = Path(git.git_dir)
     for path in (host / "HEAD", host / "index", *host.glob("sharedindex.*")):
-        if path.is_file():
-            shutil.copyfile(path, partial / path.name)
-    if (host / "info/sparse-checkout").is_file():
+        _copy(path, partial / path.name)
+    if os.path.lexists(host / "info/sparse-checkout"):
         (partial / "info").mkdir()
-        shutil.copyfile(host / "info/sparse-checkout", partial / "info/sparse-checkout")
+        _copy(host / "info/sparse-checkout", partial / "info/sparse-checkout")
     if git.mode == "isolated":
         _make_private_repository(git, partial)
     else:
         write_file(partial / "commondir", f"{git.common_dir}\n")
         write_file(partial / "gitdir", f"{guest_worktree(instance)}/.git\n")
         worktree_config = partial / "config.worktree"
-        if (host / "config.worktree").is_file():
-            shutil.copyfile(host / "config.worktree", worktree_config)
-            if "core.worktree" in read_config(worktree_config):
-                # A submodule's, relative to the host's git directory.
-                run_git("config", f"--file={worktree_config}", "--unset-all", "core.worktree")
+        if _copy(host / "config.worktree", worktree_config) and "core.worktree" in read_config(worktree_config):
+            # A submodule's, relative to the host's git directory.
+            run_git("config", f"--file={worktree_config}", "--unset-all", "core.worktree")
     if git.mode == "isolated":
         _keep(instance)
     partial.replace(files.git_dir)
@@ -196,14 +228,34 @@ def kept_ref(name: str) -> str:
 
 
 def _keep(instance: Instance) -> None:
-    """Keep the worktree's commit from the host's `git gc`, for the guest borrows its objects, whatever becomes of the branch."""
-    git = instance.git
+    """Keep all that the guest may build on from the host's `git gc`, whatever becomes of the branches: it borrows the objects.
+
+    Raises:
+        VmwError: git cannot keep it.
+    """
+    git, repository = instance.git, f"--git-dir={instance.git.common_dir}"
+    revisions = ["--branches", "--tags", "--remotes"]
+    with contextlib.suppress(VmwError):
+        # There may be no commit yet.
+        revisions.append(run_git(f"--git-dir={git.git_dir}", "rev-parse", "--verify", "--quiet", "HEAD^{commit}").strip())
     try:
-        head = run_git(f"--git-dir={git.git_dir}", "rev-parse", "--verify", "--quiet", "HEAD^{commit}").strip()
-    except VmwError:
-        # There is no commit yet.
-        return
-    run_git(f"--git-dir={git.common_dir}", "-c", "core.hooksPath=/dev/null", "update-ref", kept_ref(instance.name), head)
+        tips = run_git(repository, "rev-list", "--no-walk=unsorted", *revisions).split()
+        if not tips:
+            return
+        # Written as text, for a command line has no room for the tips of a large repository: git-commit-tree(1).
+        tree = run_git(repository, "hash-object", "-t", "tree", "-w", os.devnull).strip()
+        who = "vmw <vmw@localhost> 0 +0000"
+        head = [f"tree {tree}", *(f"parent {tip}" for tip in tips), f"author {who}", f"committer {who}"]
+        with tempfile.NamedTemporaryFile("w", prefix="vmw-keep-") as text:
+            text.write("\n".join([*head, "", f"What the VM {instance.name} builds on", ""]))
+            text.flush()
+            kept = run_git(repository, "hash-object", "-t", "commit", "-w", "--no-filters", text.name).strip()
+        run_git(repository, "-c", "core.hooksPath=/dev/null", "update-ref", kept_ref(instance.name), kept)
+    except VmwError as error:
+        message = f"what {instance.name} would build on cannot be kept from `git gc` in {git.common_dir}: {error.message}"
+        shown = f"`git --git-dir={shlex.quote(git.common_dir)} for-each-ref refs/vmw`"
+        hint = f"{shown} shows what stands in the way of {kept_ref(instance.name)}; `git update-ref -d` removes it"
+        raise VmwError(message, hint, "usage") from error
 
 
 def release(instance: Instance) -> None:
@@ -223,8 +275,7 @@ def _make_private_repository(git: GitShare, directory: Path) -> None:
     for name in ("objects/info", "objects/pack", "refs/heads", "refs/tags"):
         (directory / name).mkdir(parents=True)
     write_file(directory / "objects/info/alternates", f"{common}/objects\n")
-    if (common / "shallow").is_file():
-        shutil.copyfile(common / "shallow", directory / "shallow")
+    _copy(common / "shallow", directory / "shallow")
     form = "--format=%(if)%(symref)%(then)%(else)%(objectname) %(refname)%(end)"
     refs = run_git(f"--git-dir={common}", "for-each-ref", form, "refs/heads", "refs/remotes", "refs/tags")
     # A name may have any byte and every blank but the ASCII ones: git-check-ref-format(1).

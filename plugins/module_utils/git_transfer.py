@@ -8,15 +8,20 @@ the wire are objects, which git checks, and one value for one branch.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import selectors
 import shlex
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import GitLayout, Kind, branch, git_environment
+from ansible_collections.vmw.worktree.plugins.module_utils.hostile_files import printable
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import guest_worktree
 from ansible_collections.vmw.worktree.plugins.module_utils.ssh_command import git_ssh_command
 
@@ -26,14 +31,33 @@ if TYPE_CHECKING:
 BOUNDARY = {
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
+    # Where objects are borrowed, git has a shell list the refs of that place: git-config(1), which gives it the path as well.
+    "core.alternateRefsCommand": "true",
+    "fetch.bundleURI": "",
     "fetch.fsckObjects": "true",
     "transfer.fsckObjects": "true",
     "gc.auto": "0",
     "maintenance.auto": "false",
     "protocol.allow": "never",
     "protocol.ssh.allow": "always",
+    # With these, packs of any size get along with GIT_MEMORY.
+    "core.packedGitWindowSize": "32m",
+    "core.packedGitLimit": "256m",
+    "core.bigFileThreshold": "64m",
+    "pack.threads": "2",
+    "pack.windowMemory": "128m",
 }
 """Settings under which git meets a guest: it runs nothing, checks every object and speaks by ssh alone."""
+
+GIT_MEMORY = 2 << 30
+"""How much address space git may use, in bytes: an object that a guest made may unfold to any size."""
+
+PRINTED_LIMIT = 1 << 20
+COMPLAINTS_LIMIT = 64 << 10
+"""How much git may print and complain when a guest speaks through it, in bytes, before it is ended."""
+
+END_SECONDS = 5.0
+"""How long git may take to remove its temporary files when it is ended."""
 
 FETCH = (
     *("--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-gc", "--no-auto-maintenance", "--no-prune"),
@@ -43,6 +67,9 @@ PUSH = ("--porcelain", "--no-verify", "--no-follow-tags", "--recurse-submodules=
 
 PULLED = "vmw"
 """Directory of the host's branches in which the guests' commits arrive."""
+
+INCOMING = "refs/vmw/incoming"
+"""Where a guest's commit stands until it is known what it would change."""
 
 PUSHED = "refs/remotes/host"
 """Where the guest finds the host's branches."""
@@ -106,11 +133,6 @@ def check_mode_of(instance: Instance) -> None:
         raise VmwError(message, "`vmw git` is for VMs made with `--git isolated` (the playbook's `vmw_git_mode`)", "usage")
 
 
-def printable(text: str) -> str:
-    """Return a guest's words without what a terminal would obey."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def pull(instance: Instance, remote: Remote, name: str = "", *, force: bool = False, dry: bool = False) -> Transfer:
     """Fetch the guest's commits into the branch of the host that is kept for this VM.
 
@@ -122,23 +144,88 @@ def pull(instance: Instance, remote: Remote, name: str = "", *, force: bool = Fa
         dry: Whether to look only.
 
     Raises:
-        VmwError: The guest has no such branch, git refuses, or the guest cannot be reached.
+        VmwError: The guest has no such branch, the host's cannot be moved, or the guest cannot be reached.
     """
     common = instance.git.common_dir
     target = f"{PULLED}/{instance.name}"
     source = _checked_branch(name) if name else "HEAD"
+    _check_target(common, target)
     old = _commit(common, f"refs/heads/{target}")
     if dry:
         new = _offered(instance, remote, source)
         known = new == old or _commit(common, new) == new
         count = _count(common, new, old, target) if known else None
         return Transfer(new != old, target, count, look=_look(instance, target))
-    sign = "+" if force else ""
-    done = _git(common, "fetch", *FETCH, "--", remote.url, f"{sign}{source}:refs/heads/{target}", remote=remote)
-    if done.returncode:
-        raise _fetch_failure(instance, name, target, done.stderr)
-    new = _commit(common, f"refs/heads/{target}")
+    incoming = f"{INCOMING}/{instance.name}"
+    _git(common, "update-ref", "-d", incoming)
+    try:
+        done = _git(common, "fetch", *FETCH, "--", remote.url, f"{source}:{incoming}", remote=remote)
+        if done.returncode:
+            raise _fetch_failure(instance, name, done.stderr)
+        new = _commit(common, incoming)
+        if not new:
+            raise _nothing(instance, name)
+        if old and not force:
+            _check_follows(instance, name, old, new, target)
+        if new != old:
+            _move(common, target, old, new)
+    finally:
+        _git(common, "update-ref", "-d", incoming)
     return Transfer(new != old, target, _count(common, new, old, target), look=_look(instance, target))
+
+
+def _check_target(common: str, target: str) -> None:
+    """See that a branch can be moved: by the host's own refs and worktrees, for what the guest's side says may be made up.
+
+    Raises:
+        VmwError: Another branch's name is in its way, or a worktree has it checked out.
+    """
+    named = _git(common, "for-each-ref", "--count=1", "--format=%(refname)", f"refs/heads/{target}/").stdout.rstrip("\n")
+    taken = named.removeprefix("refs/heads/")
+    if not _git(common, "show-ref", "--verify", "--quiet", f"refs/heads/{PULLED}").returncode:
+        taken = PULLED
+    if taken:
+        message = f"your branch {printable(taken)} is in the way: the commits would come to {target}"
+        hint = (
+            f"rename your branch `{printable(taken)}`: `git --git-dir={shlex.quote(common)} branch -m {shlex.quote(taken)} NEW`"
+        )
+        raise VmwError(message, hint, "conflict")
+    place = ""
+    # git-worktree(1), "Porcelain Format": each worktree begins with its path.
+    for line in _git(common, "worktree", "list", "--porcelain").stdout.split("\n"):
+        word, _, value = line.partition(" ")
+        place = value if word == "worktree" else place
+        if line == f"branch refs/heads/{target}":
+            message = f"your branch {target} is checked out at {printable(place)}, where git would change files under your hands"
+            raise VmwError(message, "check out another branch there, pull, and merge it", "conflict")
+
+
+def _check_follows(instance: Instance, name: str, old: str, new: str, target: str) -> None:
+    """See that no commit that came before would be left out.
+
+    Raises:
+        VmwError: One would, or git cannot tell.
+    """
+    done = _git(instance.git.common_dir, "merge-base", "--is-ancestor", old, new)
+    if done.returncode == 1:
+        again = f"vmw git pull {instance.name}{f' --branch {shlex.quote(name)}' if name else ''} --force"
+        message = f"your branch {target} has commits that the guest's does not have: it was rewritten there, or is another branch"
+        raise VmwError(message, f"`git branch KEEP {target}` keeps them; `{again}` then replaces the branch", "conflict")
+    if done.returncode:
+        message = f"git could not compare {target} with what came: {_said(done.stderr)}"
+        raise VmwError(message)
+
+
+def _move(common: str, target: str, old: str, new: str) -> None:
+    """Set a branch, provided that it is as it was.
+
+    Raises:
+        VmwError: It is not, or git refuses.
+    """
+    done = _git(common, "update-ref", "-m", "vmw git pull", f"refs/heads/{target}", new, old or "0" * len(new))
+    if done.returncode:
+        message = f"git could not set your branch {target}: {_said(done.stderr)}"
+        raise VmwError(message, "does another git work there at the moment? Pull once more", "conflict")
 
 
 def push(instance: Instance, remote: Remote, name: str = "", *, dry: bool = False) -> Transfer:
@@ -161,15 +248,16 @@ def push(instance: Instance, remote: Remote, name: str = "", *, dry: bool = Fals
             raise VmwError(message, f"`git --git-dir={shlex.quote(common)} branch` shows which it has", "usage")
         names = [name]
     else:
-        listed = _git(common, "for-each-ref", "--format=%(refname)", "refs/heads").stdout.splitlines()
-        names = [each.removeprefix("refs/heads/") for each in listed if not each.startswith(f"refs/heads/{PULLED}/")]
+        # A name may have any blank but the ASCII ones: git-check-ref-format(1).
+        listed = _git(common, "for-each-ref", "--format=%(refname)", "refs/heads").stdout.split("\n")
+        names = [each.removeprefix("refs/heads/") for each in listed if each and not each.startswith(f"refs/heads/{PULLED}/")]
     if not names:
         return Transfer(changed=False)
     refspecs = [f"+refs/heads/{each}:{PUSHED}/{each}" for each in names]
     options = (*PUSH, "--dry-run") if dry else PUSH
     done = _git(common, "push", *options, "--", remote.url, *refspecs, remote=remote)
     # git-push(1), "Output": flag, from:to, summary, with tabs between.
-    lines = [parts for parts in (line.split("\t") for line in done.stdout.splitlines()) if len(parts) == 3]  # noqa: PLR2004
+    lines = [parts for parts in (line.split("\t") for line in done.stdout.split("\n")) if len(parts) == 3]  # noqa: PLR2004
     refused = [parts for parts in lines if parts[0] == "!"]
     if refused:
         message = f"the guest did not take {_short(refused[0][1])}: {printable(refused[0][2])[:SAID_LENGTH]}"
@@ -209,20 +297,57 @@ def _git(common: str, *argv: str, remote: Remote | None = None) -> subprocess.Co
         # ssh finds its keys by them.
         environment.update({name: os.environ[name] for name in ("HOME", "SSH_AUTH_SOCK") if name in os.environ})
         environment.update(GIT_SSH_COMMAND=remote.ssh, GIT_SSH_VARIANT="ssh", GIT_TERMINAL_PROMPT="0")
+    # Each thread would reserve 64 MiB or more of the address space.
+    environment["MALLOC_ARENA_MAX"] = "2"
     try:
-        return subprocess.run(
+        process = subprocess.Popen(
             ["git", *options, *argv],
             cwd="/",
             env=environment,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
     except FileNotFoundError as error:
         message = "git is not installed"
         raise VmwError(message, "run `vmw host` to set up this machine", "host_not_ready") from error
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (GIT_MEMORY, GIT_MEMORY))
+    printed, complaints = _heard(process, *((PRINTED_LIMIT, COMPLAINTS_LIMIT) if remote else (sys.maxsize, sys.maxsize)))
+    texts = (each.decode("utf-8", "surrogateescape") for each in (printed, complaints))
+    return subprocess.CompletedProcess(argv, process.returncode, *texts)
+
+
+def _heard(process: subprocess.Popen[bytes], *limits: int) -> tuple[bytes, bytes]:
+    """Return what a process prints and complains until it ends, or until one of both is too much and it is ended."""
+    assert process.stdout is not None  # noqa: S101 - it was started with pipes
+    assert process.stderr is not None  # noqa: S101
+    heard = bytearray(), bytearray()
+    with process, selectors.DefaultSelector() as selector:
+        try:
+            for number, stream in enumerate((process.stdout, process.stderr)):
+                selector.register(stream, selectors.EVENT_READ, number)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    block = os.read(key.fd, 1 << 16)
+                    heard[key.data].extend(block)
+                    if not block:
+                        selector.unregister(key.fileobj)
+                    if len(heard[key.data]) > limits[key.data]:
+                        _end(process)
+                        return b"", b"it was ended, for it said too much"
+        except BaseException:
+            _end(process)
+            raise
+    return bytes(heard[0]), bytes(heard[1])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End git, and by it ssh, which gets a signal from git and loses its pipes."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_SECONDS)
+    process.kill()
 
 
 def _commit(common: str, name: str) -> str:
@@ -245,7 +370,7 @@ def _offered(instance: Instance, remote: Remote, source: str) -> str:
     done = _git(instance.git.common_dir, "ls-remote", "--", remote.url, source, remote=remote)
     if done.returncode:
         raise _unreachable(instance, "ask", done.stderr)
-    for line in done.stdout.splitlines():
+    for line in done.stdout.split("\n"):
         value, _, ref = line.partition("\t")
         if ref == source and value and set(value) <= set("0123456789abcdef"):
             return value
@@ -261,30 +386,22 @@ def _nothing(instance: Instance, name: str) -> VmwError:
 
 def _own_lines(stderr: str) -> list[str]:
     """Return what git and ssh themselves said, without what git passes on from the other side."""
-    lines = (line.strip() for line in stderr.splitlines())
+    lines = (line.strip() for line in stderr.split("\n"))
     return [line for line in lines if line and not line.startswith(("remote:", *ADVICE))]
 
 
+def _said(stderr: str) -> str:
+    return printable("; ".join(_own_lines(stderr)))[:SAID_LENGTH] or "it gave no reason"
+
+
 def _unreachable(instance: Instance, verb: str, stderr: str) -> VmwError:
-    said = printable("; ".join(_own_lines(stderr)))[:SAID_LENGTH] or "it gave no reason"
     hint = f"does `vmw ssh {instance.name} -- git -C repo status` work? A key with a passphrase must be in your SSH agent"
-    return VmwError(f"git could not {verb} {instance.name}: {said}", hint)
+    return VmwError(f"git could not {verb} {instance.name}: {_said(stderr)}", hint)
 
 
-def _fetch_failure(instance: Instance, name: str, target: str, stderr: str) -> VmwError:
-    lines = _own_lines(stderr)
-    if any(line.startswith("! [rejected]") and line.endswith("(non-fast-forward)") for line in lines):
-        again = f"vmw git pull {instance.name}{f' --branch {shlex.quote(name)}' if name else ''} --force"
-        message = f"your branch {target} has commits that the guest's does not have: it was rewritten there, or is another branch"
-        return VmwError(message, f"`git branch KEEP {target}` keeps them; `{again}` then replaces the branch", "conflict")
-    for line in lines:
-        # `refusing to fetch into branch 'refs/heads/…' checked out at '…'`: builtin/fetch.c.
-        if "refusing to fetch into" in line:
-            place = line.rpartition(" checked out at ")[2].strip("'")
-            message = f"your branch {target} is checked out at {printable(place)}, where git would change files under your hands"
-            return VmwError(message, "check out another branch there, pull, and merge it", "conflict")
-        if "couldn't find remote ref" in line:
-            return _nothing(instance, name)
+def _fetch_failure(instance: Instance, name: str, stderr: str) -> VmwError:
+    if any("couldn't find remote ref" in line for line in _own_lines(stderr)):
+        return _nothing(instance, name)
     return _unreachable(instance, "fetch from", stderr)
 
 

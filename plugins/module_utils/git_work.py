@@ -10,8 +10,11 @@ copied. Of the guest's repository git sees the objects, which it only reads; of 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import mmap
 import os
 import re
+import resource
 import stat
 import subprocess
 import tempfile
@@ -21,13 +24,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible_collections.vmw.worktree.plugins.module_utils import guest_git, hostile_files
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import git_environment, read_config
+from ansible_collections.vmw.worktree.plugins.module_utils.guest_git import ENTRIES_LIMIT, LINE_LIMIT, REFS_LIMIT, UnknownError
+from ansible_collections.vmw.worktree.plugins.module_utils.index_entries import GITLINK, INDEX_BYTES
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import has_own_git_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
 
 TIME_LIMIT = 20.0
@@ -35,18 +39,6 @@ TIME_LIMIT = 20.0
 
 OUTPUT_LIMIT = 64 << 20
 """How much of git's output is read, in bytes: room for the paths of the largest worktrees."""
-
-INDEX_LIMIT = 256 << 20
-REFS_LIMIT = 32 << 20
-LINE_LIMIT = 4096
-"""Largest index, list of packed refs, and file with one value that are read, in bytes."""
-
-ENTRIES_LIMIT = 20_000
-DEPTH_LIMIT = 16
-"""How many loose refs a guest may have, and how deep."""
-
-SHARED_INDEXES = 16
-"""How many parts of a split index are copied; git removes old ones after two weeks."""
 
 SETTINGS = {
     "core.bare": "false",
@@ -63,9 +55,15 @@ SETTINGS = {
     "core.checkStat": "minimal",
     "core.safecrlf": "false",
     "submodule.recurse": "false",
+    # With these, packs of any size get along with GIT_MEMORY.
+    "core.packedGitWindowSize": "32m",
+    "core.packedGitLimit": "256m",
     "protocol.allow": "never",
 }
 """Configuration under which git looks: it runs nothing, fetches nothing and believes only what it reads itself."""
+
+GIT_MEMORY = 2 << 30
+"""How much address space git may use, in bytes: a compressed index, or an object, may unfold to far more than its size."""
 
 FORM = re.compile(r"core\.(ignorecase|precomposeunicode|filemode|symlinks|autocrlf|eol)")
 """Settings of the host's repository by which git compares files; none names anything to run."""
@@ -77,8 +75,6 @@ EMPTY_TREE = {
 """The tree without files, which git knows without having it, by the length of its name in SHA-1 and in SHA-256."""
 
 DIFF = ("--name-only", "-z", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all")
-GITLINK = b"160000 "
-"""How the line of a nested repository starts in `git ls-files --stage`."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +102,6 @@ class Risk:
     stashed: bool = False
 
 
-class _UnknownError(Exception):
-    """Something cannot be told, and why."""
-
-
 @dataclass
 class _Limit:
     """The time that is left."""
@@ -128,101 +120,11 @@ class _Limit:
         """See that there is time.
 
         Raises:
-            _UnknownError: There is none.
+            UnknownError: There is none.
         """
         if self.seconds_left() <= 0:
             message = f"it takes longer than {self.seconds:.0f} s to find out"
-            raise _UnknownError(message)
-
-
-# --- reading what the guest can write ----------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _directory(name: str, parent: int | None = None) -> Iterator[int]:
-    """Open a directory that is no link."""
-    descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _read(directory: int, name: str, limit: int) -> bytes | None:
-    """Return the content of a file in a directory, or ``None`` when there is none.
-
-    Raises:
-        _UnknownError: It is a link, no regular file, or too long.
-    """
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        message = f"its {name} cannot be read: {error.strerror}"
-        raise _UnknownError(message) from error
-    with os.fdopen(descriptor, "rb") as handle:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            message = f"its {name} is no file"
-            raise _UnknownError(message)
-        content = handle.read(limit + 1)
-    if len(content) > limit:
-        message = f"its {name} is too long"
-        raise _UnknownError(message)
-    return content
-
-
-def _value(content: bytes | None, length: int) -> str:
-    """Return an object's name from a file's content, or nothing where it is none."""
-    text = (content or b"").decode(errors="replace").strip()
-    return text if len(text) == length and set(text) <= set("0123456789abcdef") else ""
-
-
-def _loose_refs(parent: int, path: str, length: int, found: dict[str, str]) -> None:
-    """Add the refs in a directory to those that were found; symbolic ones lead to others, which are found themselves."""
-    with _directory(path.rpartition("/")[2], parent) as directory:
-        entries: list[tuple[str, bool]] = []
-        with os.scandir(directory) as listing:
-            for entry in listing:
-                if len(found) + len(entries) >= ENTRIES_LIMIT or path.count("/") >= DEPTH_LIMIT:
-                    message = "it has too many refs"
-                    raise _UnknownError(message)
-                entries.append((entry.name, entry.is_dir(follow_symlinks=False)))
-        for entry_name, is_directory in entries:
-            if is_directory:
-                _loose_refs(directory, f"{path}/{entry_name}", length, found)
-            elif not entry_name.endswith(".lock"):
-                content = _read(directory, entry_name, LINE_LIMIT)
-                value = _value(content, length)
-                if value:
-                    found[f"{path}/{entry_name}"] = value
-                elif content is not None and not content.startswith(b"ref: "):
-                    message = "it has a broken ref"
-                    raise _UnknownError(message)
-
-
-def _private_refs(git_dir: Path, length: int) -> dict[str, str]:
-    """Return the refs of a guest's private repository."""
-    with _directory(str(git_dir)) as directory:
-        packed = _read(directory, "packed-refs", REFS_LIMIT) or b""
-        pattern = re.compile(rb"^([0-9a-f]{%d}) (refs/[^\n]+)$" % length, re.MULTILINE)
-        refs = {os.fsdecode(name): value.decode() for value, name in pattern.findall(packed)}
-        loose: dict[str, str] = {}
-        _loose_refs(directory, "refs", length, loose)
-    return {**refs, **loose}
-
-
-def _head(git_dir: Path, refs: dict[str, str], length: int) -> tuple[str, bool]:
-    """Return the commit of a HEAD, or nothing before the first one, and whether it is on no branch."""
-    with _directory(str(git_dir)) as directory:
-        content = _read(directory, "HEAD", LINE_LIMIT)
-    if content is not None and content.startswith(b"ref: refs/"):
-        return refs.get(os.fsdecode(content[5:].rstrip(b"\n")), ""), False
-    value = _value(content, length)
-    if not value:
-        message = "its HEAD is broken"
-        raise _UnknownError(message)
-    return value, True
+            raise UnknownError(message)
 
 
 # --- git, in a directory of its own ------------------------------------------------------------------------------
@@ -245,7 +147,7 @@ class _Git:
             good: Exit codes that are none of a failure.
 
         Raises:
-            _UnknownError: It failed, said too much, or time is up.
+            UnknownError: It failed, said too much, or time is up.
         """
         environment = {
             **git_environment(),
@@ -256,6 +158,8 @@ class _Git:
             "GIT_NO_REPLACE_OBJECTS": "1",
             "GIT_NO_LAZY_FETCH": "1",
             "GIT_TERMINAL_PROMPT": "0",
+            # Each thread would reserve 64 MiB or more of the address space.
+            "MALLOC_ARENA_MAX": "2",
         }
         return _run(["git", *argv], environment, self.limit, words, good)
 
@@ -270,7 +174,11 @@ def _run(argv: list[str], environment: dict[str, str], limit: _Limit, words: byt
             )
         except FileNotFoundError as error:
             message = "git is not installed"
-            raise _UnknownError(message) from error
+            raise UnknownError(message) from error
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (GIT_MEMORY, GIT_MEMORY))
+        # The largest that it writes is the index.
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (INDEX_BYTES, INDEX_BYTES))
     timer = threading.Timer(max(limit.seconds_left(), 0), process.kill)
     timer.start()
     with process:
@@ -281,52 +189,33 @@ def _run(argv: list[str], environment: dict[str, str], limit: _Limit, words: byt
     limit.check()
     if len(output) > OUTPUT_LIMIT:
         message = "there are too many paths"
-        raise _UnknownError(message)
+        raise UnknownError(message)
     if process.returncode not in good:
         message = f"git cannot read it (`git {next(word for word in argv[1:] if not word.startswith('-'))}`)"
-        raise _UnknownError(message)
+        raise UnknownError(message)
     return output
 
 
 def _host_refs(common: str, limit: _Limit) -> dict[str, str]:
     """Return the refs of the host's repository, whose configuration is the host's own."""
     argv = ["git", f"--git-dir={common}", "for-each-ref", "--format=%(objectname) %(refname)"]
-    lines = os.fsdecode(_run(argv, git_environment(), limit)).splitlines()
-    return {name: value for value, _, name in (line.partition(" ") for line in lines)}
-
-
-def _copy_index(git_dir: Path, target: Path) -> None:
-    """Copy a guest's index, and the parts that a split one has."""
-    with _directory(str(git_dir)) as directory, os.scandir(directory) as listing:
-        shared = [entry.name for entry in listing if re.fullmatch(r"sharedindex\.[0-9a-f]{40,64}", entry.name)]
-        for name in ("index", *shared[:SHARED_INDEXES]):
-            content = _read(directory, name, INDEX_LIMIT)
-            if content is not None:
-                (target / name).write_bytes(content)
-
-
-def _shallow(directories: list[Path], length: int) -> str:
-    """Return where history was cut off, for git to look for nothing before it."""
-    values: dict[str, None] = {}
-    for each in directories:
-        with _directory(str(each)) as directory:
-            lines = (_read(directory, "shallow", REFS_LIMIT) or b"").splitlines()
-        values.update(dict.fromkeys(value for value in (_value(line, length) for line in lines) if value))
-    return "".join(f"{value}\n" for value in values)
+    # A name may have any blank but the ASCII ones: git-check-ref-format(1).
+    lines = os.fsdecode(_run(argv, git_environment(), limit)).split("\n")
+    return {name: value for value, _, name in (line.partition(" ") for line in lines if line)}
 
 
 def _borrow_private(files: InstanceFiles, common: str, objects: Path) -> None:
     """Let git see the objects of a guest's private repository, and nothing beside them: neither alternates nor lists of commits.
 
     Raises:
-        _UnknownError: The guest has its repository borrow from elsewhere, so that more would be needed.
+        UnknownError: The guest has its repository borrow from elsewhere, so that more would be needed.
     """
-    with _directory(str(files.git_dir)) as git_dir, _directory("objects", git_dir) as directory:
-        with _directory("info", directory) as info:
-            alternates = _read(info, "alternates", LINE_LIMIT)
+    with guest_git.opened(str(files.git_dir)) as git_dir, guest_git.opened("objects", git_dir) as directory:
+        with guest_git.opened("info", directory) as info:
+            alternates = guest_git.read(info, "alternates", LINE_LIMIT)
         if alternates != os.fsencode(f"{common}/objects\n"):
             message = "its repository borrows objects from elsewhere"
-            raise _UnknownError(message)
+            raise UnknownError(message)
         names = [f"{number:02x}" for number in range(256)]
         for name in (*names, "pack"):
             with contextlib.suppress(FileNotFoundError):
@@ -360,11 +249,64 @@ def _make_directory(instance: Instance, files: InstanceFiles, target: Path, sett
     if private:
         _borrow_private(files, str(common), target / "objects")
     length = 64 if form == "sha256" else 40
-    shallow = _shallow([common, files.git_dir] if private else [common], length)
+    shallow = guest_git.shallow([common, files.git_dir] if private else [common], length)
     if shallow:
         (target / "shallow").write_text(shallow)
-    with contextlib.suppress(FileNotFoundError), _directory(str(common / "info")) as info:
-        (target / "info/exclude").write_bytes(_read(info, "exclude", REFS_LIMIT) or b"")
+    with contextlib.suppress(FileNotFoundError), guest_git.opened(str(common / "info")) as info:
+        (target / "info/exclude").write_bytes(guest_git.read(info, "exclude", REFS_LIMIT) or b"")
+
+
+def _copy_index(git_dir: Path, target: Path, limit: _Limit) -> None:
+    """Copy a guest's index, and of the shared ones the one that it is a part of.
+
+    Args:
+        git_dir: The directory with the index.
+        target: The directory that gets the copy.
+        limit: The time that is left.
+
+    Raises:
+        UnknownError: One is no regular file, both together are too long, or time is up.
+        OSError: One is a link, or may not be read.
+    """
+    with guest_git.opened(str(git_dir)) as directory:
+        left = _copy_part(directory, "index", target, INDEX_BYTES)
+        limit.check()
+        with os.scandir(directory) as listing:
+            names = {entry.name for entry in itertools.islice(listing, ENTRIES_LIMIT)}
+        base = _shared_index(target / "index", names, limit)
+        if base:
+            _copy_part(directory, base, target, left)
+            limit.check()
+
+
+def _copy_part(directory: int, name: str, target: Path, left: int) -> int:
+    """Copy a part of an index if it is there, and return how many bytes the others may have."""
+    try:
+        with hostile_files.open_file(name, directory) as source, (target / name).open("xb") as copy:
+            hostile_files.copy(source, copy, left)
+            return left - copy.tell()
+    except FileNotFoundError:
+        return left
+    except hostile_files.NotAFileError as error:
+        message = f"its {name} is no file"
+        raise UnknownError(message) from error
+    except hostile_files.TooLargeError as error:
+        message = f"its {name} is too long"
+        raise UnknownError(message) from error
+
+
+def _shared_index(index: Path, names: set[str], limit: _Limit) -> str:
+    """Return which of some files is the one that a split index builds on, or nothing: gitformat-index(5), "Split index"."""
+    shared = sorted(name for name in names if re.fullmatch(r"sharedindex\.([0-9a-f]{40}|[0-9a-f]{64})", name))
+    if not shared or not index.exists() or not index.stat().st_size:
+        return ""
+    with index.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for name in shared:
+            limit.check()
+            # By its digest, which nothing else has.
+            if content.find(bytes.fromhex(name.partition(".")[2])) >= 0:
+                return name
+    return ""
 
 
 # --- looking -----------------------------------------------------------------------------------------------------
@@ -383,12 +325,12 @@ def _check_there(git: _Git, values: list[str]) -> None:
     """See that objects are there.
 
     Raises:
-        _UnknownError: One is not.
+        UnknownError: One is not.
     """
     found = git.run("cat-file", "--batch-check", words=_revisions(values, []))
     if any(line.endswith(b" missing") for line in found.splitlines()):
         message = "its repository lacks objects"
-        raise _UnknownError(message)
+        raise UnknownError(message)
 
 
 def _nested(git: _Git) -> set[bytes]:
@@ -405,7 +347,7 @@ def _forget_nested(git: _Git, length: int) -> set[bytes]:
         git.run("update-index", "-z", "--index-info", words=b"".join(b"0 %s\t%s\0" % (none, path) for path in nested))
         if _nested(git):
             message = "its index is broken"
-            raise _UnknownError(message)
+            raise UnknownError(message)
     return nested
 
 
@@ -418,12 +360,12 @@ def _look_at_worktree(git: _Git, head: str, length: int, risk: Risk) -> Risk:
     # 1 is that of files that are not as the index has them.
     git.run("update-index", "-q", "--unmerged", "--ignore-submodules", "--refresh", good=(0, 1))
     others = ("ls-files", "-z", "--others", "--exclude-standard", "--directory", "--no-empty-directory")
-    return replace(
-        risk,
-        staged=len(_paths(git, "diff-index", "--cached", *DIFF, head or EMPTY_TREE[length], "--")),
-        unstaged=len(_paths(git, "diff-files", *DIFF, "--")),
-        untracked=len(_paths(git, *others) - nested),
-    )
+    risk = replace(risk, unstaged=len(_paths(git, "diff-files", *DIFF, "--")), untracked=len(_paths(git, *others) - nested))
+    try:
+        return replace(risk, staged=len(_paths(git, "diff-index", "--cached", *DIFF, head or EMPTY_TREE[length], "--")))
+    except UnknownError as error:
+        # The commit that is checked out may be what is missing.
+        return replace(risk, unknown=risk.unknown or _reason(error))
 
 
 def _look_at_commits(  # noqa: PLR0913, PLR0917 - all of what was read
@@ -461,21 +403,26 @@ def _look(instance: Instance, files: InstanceFiles, limit: _Limit, target: Path)
     settings = read_config(Path(common, "config"))
     length = 64 if settings.get("extensions.objectformat") == "sha256" else 40
     host = _host_refs(common, limit)
-    refs = _private_refs(files.git_dir, length) if instance.git.mode == "isolated" else host
+    refs = guest_git.private_refs(files.git_dir, length) if instance.git.mode == "isolated" else host
     place = files.git_dir if has_own_git_dir(instance) else Path(instance.git.git_dir)
-    head = _head(place, refs, length)
+    head = guest_git.head_of(place, refs, length)
     _make_directory(instance, files, target, settings, head[0])
     git = _Git(target, instance.worktree, limit)
-    risk = _look_at_commits(git, instance, head, refs, host, settings)
     try:
-        _copy_index(place, target)
+        risk = _look_at_commits(git, instance, head, refs, host, settings)
+    except UnknownError as error:
+        # What is in the worktree can be told without them.
+        risk = Risk(unknown=_reason(error))
+    try:
+        _copy_index(place, target, limit)
         return _look_at_worktree(git, head[0], length, risk)
-    except (_UnknownError, OSError) as error:
-        return replace(risk, unknown=_reason(error))
+    except (UnknownError, OSError) as error:
+        return replace(risk, unknown=risk.unknown or _reason(error))
 
 
 def _reason(error: Exception) -> str:
-    return f"it cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+    # A message may have a name in it that the guest made.
+    return f"it cannot be read: {error.strerror}" if isinstance(error, OSError) else hostile_files.printable(str(error))
 
 
 def work_at_risk(instance: Instance, files: InstanceFiles, seconds: float = TIME_LIMIT) -> Risk:
@@ -494,7 +441,7 @@ def work_at_risk(instance: Instance, files: InstanceFiles, seconds: float = TIME
     try:
         with tempfile.TemporaryDirectory(prefix="vmw-git-") as target:
             return _look(instance, files, _Limit(seconds), Path(target))
-    except (_UnknownError, VmwError, OSError, ValueError) as error:
+    except (UnknownError, VmwError, OSError, ValueError) as error:
         return Risk(unknown=_reason(error))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import BinaryIO
 
 CONTENT_BYTES = 1 << 20
 """Up to which size a file is compared by its content."""
@@ -24,6 +25,9 @@ ABSENT = "absent"
 """The state of what is not there."""
 
 FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+BLOCK = 1 << 20
+"""How much of a file is copied at a time, in bytes."""
 
 _BYTE = 0xDC00
 """What Python adds to a byte that is no UTF-8, see PEP 383."""
@@ -90,6 +94,52 @@ def read(name: str, directory: int | None) -> Content:
     if status.st_size > CONTENT_BYTES or len(data) > CONTENT_BYTES:
         return Content(f"{status.st_size} bytes, changed {status.st_ctime_ns}{execute}")
     return Content(f"sha256:{hashlib.sha256(data).hexdigest()}{execute}", data)
+
+
+class NotAFileError(Exception):
+    """It is a directory, a device, or whatever else is no regular file."""
+
+
+class TooLargeError(Exception):
+    """A file has more than may be read of it."""
+
+
+def open_file(name: str | os.PathLike[str], directory: int | None = None) -> BinaryIO:
+    """Open a regular file that is no link, for reading.
+
+    Args:
+        name: Its name in the directory, or its absolute path.
+        directory: Descriptor of the directory.
+
+    Raises:
+        NotAFileError: It is something else.
+        OSError: There is none, it is a link, or it may not be read.
+    """
+    descriptor = os.open(name, FLAGS, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotAFileError
+    return os.fdopen(descriptor, "rb")
+
+
+def copy(source: BinaryIO, target: BinaryIO, limit: int) -> None:
+    """Copy what is left of a file, which may grow meanwhile.
+
+    Args:
+        source: The file.
+        target: Gets no more than the limit.
+        limit: How much there may be, in bytes.
+
+    Raises:
+        TooLargeError: There is more.
+        OSError: The file cannot be read, or the copy not be written.
+    """
+    left = limit
+    while block := source.read(BLOCK):
+        left -= len(block)
+        if left < 0:
+            raise TooLargeError
+        target.write(block)
 
 
 def state_of(name: str, directory: int | None = None) -> str:

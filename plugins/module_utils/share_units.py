@@ -183,6 +183,9 @@ NO_LINK = 'for path; do [ "$(realpath -e -- "$path")" = "$path" ] || exit 1; don
 """Shell command that fails when one of some paths leads over a link, or nowhere."""
 
 
+MEMORY = "MemoryMax=1G\n"
+"""Bounds the empty files of a root in memory, which its size does not count; what the daemon reads can be dropped."""
+
 PLAIN_FILTER = """\
 NoNewPrivileges=yes
 SystemCallArchitectures=native
@@ -203,7 +206,7 @@ COPY = 'copy "$@"'
 
 FOLLOW = (
     MIRROR + 'place=$1; names=$2; shift 2; inotifywait --monitor --event moved_to,close_write,delete --include "$names"'
-    ' --format %f -- "$place" 2>&1 | while read -r _; do copy "$@"; done'
+    ' --format %f -- "$place" 2>&1 | while read -r _; do copy "$@"; done; exit 1'
 )
 """Shell command that does so with each change, and first when inotifywait says in a line that it has begun."""
 
@@ -226,11 +229,13 @@ def mirror_unit(instance: str, share: ShareSpec) -> str:
 [Unit]
 Description=vmw: copies of the git data of {instance}
 BindsTo={unit_name(instance, share)}.service
+StartLimitIntervalSec=0
 
 [Service]
 Type=exec
 ExecStart={command_words("/bin/sh", "-c", FOLLOW, "sh", share.path, f"/({names})$", *pairs)}
-Restart=on-failure
+Restart=always
+RestartSec=1
 """
 
 
@@ -240,6 +245,7 @@ def service_unit(instance: str, share: ShareSpec, argv: list[str]) -> str:
     wants = f"Wants={mirror_name(instance)}\n" if share.mirrors else ""
     pairs = [path for each in share.mirrors for path in (each.source, each.copy)]
     mirror = f"ExecStartPre={command_words('/bin/sh', '-c', MIRROR + COPY, 'sh', *pairs)}\n" if share.mirrors else ""
+    limits = (MEMORY if share.scratch else "") + (PLAIN_FILTER if share.plain else "")
     return f"""\
 [Unit]
 Description=vmw: share {share.short} of {instance}
@@ -251,6 +257,6 @@ Type=exec
 ExecStartPre={command_words("/bin/sh", "-c", NO_LINK, "sh", *paths)}
 {mirror}ExecStart={command_words(*argv)}
 LimitNOFILE={OPEN_FILES}
-{PLAIN_FILTER if share.plain else ""}# A daemon that died cannot be replaced under a running VM: QEMU does not connect again.
+{limits}# A daemon that died cannot be replaced under a running VM: QEMU does not connect again.
 Restart=no
 """

@@ -41,6 +41,8 @@ def git_ssh_command(name: str, user: str, known_hosts: Path) -> str:
         "ClearAllForwardings=yes",
         "ForwardAgent=no",
         "ForwardX11=no",
+        # Nor the host's tickets, which ssh would offer to whoever answers.
+        "GSSAPIAuthentication=no",
         "PermitLocalCommand=no",
         # A connection that is shared with a login may have the agent forwarded.
         "ControlPath=none",

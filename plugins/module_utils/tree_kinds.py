@@ -9,7 +9,7 @@ KINDS = {
     "scan-incomplete": "the rest of the tree was not looked at, and may hold anything",
     "unreadable": "could not be looked at, and may hold anything",
     "index-unreadable": "git itself could not read the index, so nested repositories in it are unknown",
-    "pinned": "files of the repository that the VM should not be able to change",
+    "pinned": "configuration in the worktree that your repository includes",
     "git-dir-file": "say which repository the worktree belongs to, and how git behaves in it",
     "git-dir-link": "links where git keeps none: git on the host would write or read through them",
     "git-operation": "a rebase or the like is under way: continuing it on the host runs what its list says",

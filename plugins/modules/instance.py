@@ -105,7 +105,6 @@ import datetime as dt
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import uuid
 from pathlib import Path
@@ -265,6 +264,31 @@ def existing_record(state: State, worktree: Path, name: str) -> Instance | None:
     return None
 
 
+def can_write(instance: Instance, directory: Path) -> bool:
+    """Tell whether a VM can write a git directory because it lies in its worktree; a ``.git`` of its own is covered there."""
+    worktree = Path(instance.worktree)
+    if worktree not in (directory, *directory.parents):
+        return False
+    own = worktree / ".git"
+    return instance.git.kind != "main" or own not in (directory, *directory.parents)
+
+
+def check_repositories(state: State, new: Instance) -> None:
+    """Refuse a VM whose repository another one can write, and the other way round.
+
+    Raises:
+        VmwError: With the other's name.
+    """
+    for other in all_instances(state):
+        for owner, writer in ((new, other), (other, new)):
+            for directory in {owner.git.common_dir, owner.git.git_dir} - {""}:
+                if can_write(writer, Path(directory)):
+                    message = (
+                        f"{directory}, the repository of {owner.name!r}, lies in {writer.worktree}, a worktree of {writer.name!r}"
+                    )
+                    raise VmwError(message, f"`vmw destroy {other.name}` frees it", "conflict")
+
+
 def refuse_remains(files: InstanceFiles, *, has_domain: bool) -> None:
     """Refuse to build a new VM upon what is left of one whose record is lost: its disk and its domain have another identity.
 
@@ -321,6 +345,7 @@ def present(module: AnsibleModule) -> dict[str, Any]:
         if instance is None:
             refuse_remains(files, has_domain=domain is not None)
             instance = new_record(parameters, state, worktree, files.name)
+            check_repositories(state, instance)
             if instance.virt_type == "qemu" and instance.vcpus > EMULATED_VCPUS:
                 module.warn(
                     f"without KVM, {instance.name} runs on {EMULATED_VCPUS} of its {instance.vcpus} virtual CPUs, "
@@ -377,13 +402,9 @@ def leaving(module: AnsibleModule) -> dict[str, Any]:
 
 
 def remove_tree(directory: Path) -> None:
-    """Remove a directory in which a guest may have closed others even to their owner."""
-    for place, names, _ in os.walk(directory):
-        for name in names:
-            path = Path(place, name)
-            if not path.is_symlink():
-                path.chmod(0o700)
-    shutil.rmtree(directory)
+    """Remove a directory in which a guest may have closed others even to their owner, and nested them beyond Python's depth."""
+    command("chmod", "-R", "u+rwx", "--", str(directory))
+    command("rm", "-rf", "--", str(directory))
 
 
 def absent(module: AnsibleModule) -> dict[str, Any]:

@@ -64,7 +64,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
 from ansible_collections.vmw.worktree.plugins.module_utils.git_share import prepare
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles, files_of
-from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import TAGS, shares_of
+from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import SECRETS, TAGS, shares_of
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
     Daemon,
     ShareSpec,
@@ -122,10 +122,13 @@ def spec_of(share: ShareSpec, name: str) -> ShareSpec:
     for path in (share.path, *(bind.source for bind in share.binds)):
         try:
             real = Path(path).resolve(strict=True)
+        except PermissionError as error:
+            message = f"{path}, which {name} shares, may not be entered"
+            raise VmwError(message, f"`chmod u+rwx` on what is closed there, or `vmw destroy {name}`") from error
         except (OSError, RuntimeError) as error:
             message = f"{path}, which {name} shares, is gone"
             raise VmwError(message, f"bring it back, or remove the VM with `vmw destroy {name}`") from error
-        if str(real) != path and not share.read_only:
+        if str(real) != path and share.tag != SECRETS:
             # A guest may have put it there, to be shown what the link leads to.
             message = f"{path}, which {name} shares, leads to {real} now"
             raise VmwError(message, f"put the original back there, or remove the VM with `vmw destroy {name}`", "conflict")
@@ -174,6 +177,9 @@ def present(module: AnsibleModule) -> dict[str, Any]:
     if not os.access(runtime_dir, os.W_OK):
         message = f"{runtime_dir} is missing or not yours"
         raise VmwError(message, "run `vmw host` to set up this machine", "host_not_ready")
+    dot_git = Path(instance.worktree, ".git")
+    if instance.git.kind == "none" and os.path.lexists(dot_git):
+        module.warn(f"{name} can write {dot_git}, and so decides what git runs there on this machine; spawned anew, it cannot")
     if not module.check_mode:
         prepare(instance, files)
     shares = [share.spec if module.check_mode else spec_of(share.spec, name) for share in guest_shares]

@@ -97,12 +97,12 @@ def test_each_share_has_a_daemon_of_the_user(ready: Person) -> None:
     users = {line.split()[0] for line in daemons}
     units = {found[1] for line in daemons if (found := re.search(r"vmw-feature-x-(\w+)\.service", line))}
     assert users == {hostimage.USER}
-    assert units == {"repo", "secrets"}
+    assert units == {"repo", "secrets", "git"}
 
 
 def test_each_share_has_a_socket_for_qemu_alone(ready: Person) -> None:
     assert ready.stat("/run/vmw/dev") == "2750 dev libvirt-qemu"
-    for share in ("repo", "secrets"):
+    for share in ("repo", "secrets", "git"):
         assert ready.stat(f"/run/vmw/dev/feature-x-{share}.sock") == "660 dev libvirt-qemu"
         unit = f"vmw-feature-x-{share}.socket"
         state = ready.sh(f"systemctl --user is-active {unit}; systemctl --user is-enabled {unit}").stdout

@@ -138,7 +138,7 @@ def test_link_out_of_the_worktree_leads_into_the_guests_own_files(feature_x: Per
     feature_x.sh(f"ln -sfn {keys} {FEATURE_X}/out && ls {FEATURE_X}/out/id_ed25519", check=True)
     try:
         through = f"ls repo/out/; mkdir -p {keys} && echo guest > repo/out/authorized_keys && ls -A repo/out/ && cat {keys}/*"
-        done = feature_x.ssh("feature-x", f"sudo sh -c '{through}'; sudo rm -r {HOME}")
+        done = feature_x.ssh("feature-x", f"sudo sh -c '{through}'; sudo rm -r {keys}")
         assert done.returncode == 0, report(done)
         assert done.stdout.split() == ["authorized_keys", "guest"], report(done)
         assert "cannot access 'repo/out/'" in done.stderr, report(done)

@@ -37,7 +37,9 @@ def test_attack_works_only_without_the_protection(guarded: Person, attack: Attac
     host_variables = places(f"{GUARDED}/repo/.git", f"{GUARDED}/{GUARDED_NAME}", f"{GUARDED}/{GUARDED_NAME}", marker)
     guarded.sh(f"cd {GUARDED}/{GUARDED_NAME} && {host_variables}\n{attack.setting}")
     guest_variables = places(f"{GUARDED}/repo/.git", "/home/claude/repo", f"{GUARDED}/{GUARDED_NAME}", marker)
-    tried = guarded.ssh(GUARDED_NAME, f"sudo sh -c {shlex.quote(guest_variables + chr(10) + attack.script)}")
+    script = f"echo reached\n{guest_variables}\n{attack.script}"
+    tried = guarded.ssh(GUARDED_NAME, f"sudo sh -c {shlex.quote(script)}")
+    assert tried.stdout.startswith("reached\n"), report(tried)
     said = come_back(guarded, f"{GUARDED}/{GUARDED_NAME}", attack)
     found = guarded.exists(marker)
     guarded.root(f"rm -rf {marker} {GUARDED}/{GUARDED_NAME}/evil")
@@ -61,10 +63,12 @@ def test_guest_still_commits_after_all_of_that(guarded: Person) -> None:
 )
 def test_root_in_the_guest_may_not_write(guarded: Person, name: str) -> None:
     path = f"{GUARDED}/repo/.git/{name}"
+    before = guarded.sh(f"cat {path}").stdout
     done = guarded.ssh(
         GUARDED_NAME,
         f"sudo sh -c 'echo x > {path}'; sudo mv {path} {path}.x; sudo ln -s /etc/passwd {GUARDED}/repo/.git/refs/link",
     )
-    assert done.stderr.count("Read-only file system") + done.stderr.count("Device or resource busy") >= 1, report(done)
+    assert "Read-only file system" in done.stderr, report(done)
+    assert guarded.sh(f"cat {path}").stdout == before
     assert "Operation not permitted" in done.stderr, report(done)
     assert not guarded.exists(f"{GUARDED}/repo/.git/refs/link")

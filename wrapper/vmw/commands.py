@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -141,7 +142,10 @@ def spawn(  # noqa: PLR0913 - one argument for each option
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory: 4G, 512M, or a number of MiB.")] = None,
     cpus: Annotated[int | None, typer.Option(metavar="N", min=1, help="Virtual CPUs.")] = None,
     disk: Annotated[str | None, typer.Option(metavar="SIZE", help="Disk size in GiB, taken up only as it fills.")] = None,
-    git: Annotated[GitMode | None, typer.Option(help="What of the worktree's git data the VM gets.")] = None,
+    git: Annotated[
+        GitMode | None,
+        typer.Option(help="What the VM gets of git data: protected, unless vmw_git_mode says otherwise."),
+    ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return before the VM can be reached.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -309,7 +313,7 @@ def audit(name: Name, *, as_json: AsJson = False) -> None:
                 console.data(words.rstrip())
         console.hint(
             "look at these files before you run git, an editor or a build in the worktree; review the work from the main "
-            "checkout with `git diff main...BRANCH`"
+            "checkout, or of a plain clone from a second one, with `git diff main...BRANCH`"
         )
     if not found.clean:
         raise typer.Exit(ExitCode.FAILED)
@@ -318,11 +322,15 @@ def audit(name: Name, *, as_json: AsJson = False) -> None:
 def _show_audit(settings: Settings, name: str) -> None:
     """Say in a line what a VM left in its worktree, if that can be found out."""
     from vmw.services import audit as audit_service  # noqa: PLC0415
+    from vmw.services import records  # noqa: PLC0415
 
+    everything = records.all_recorded(settings.state_dir)
     try:
         found = audit_service.examine(settings, name)
-    except VmwError:
-        # A half-made VM, or a worktree that is gone: nothing to come back to.
+    except VmwError as error:
+        # Of a half-made VM, or a worktree that is gone, there is nothing to come back to.
+        if any(each.name == name and each.instance and os.path.isdir(each.instance.worktree) for each in everything):  # noqa: PTH112 - Path is not imported for that
+            console.warn(error.message, error.hint)
         return
     if found.summary:
         console.warn(found.summary, f"`vmw audit {name}` lists it, as long as the VM is there")
@@ -405,10 +413,12 @@ def git_push(
     console.say(f"Sending your branches to {name} ...")
     sent = _operations(settings, context).git_push(name, branch=branch).results.get("branches", [])
     if sent:
+        # ssh joins the words for the guest's shell, so that the host's has to leave it a quoted one.
+        merged = shlex.quote(shlex.quote(f"host/{sent[0]}"))
         more = f" and {len(sent) - SHOWN_BRANCHES} more" if len(sent) > SHOWN_BRANCHES else ""
         shown = ", ".join(f"host/{each}" for each in sent[:SHOWN_BRANCHES])
         console.say(f"{name} has {shown}{more}. Merge there, for example with:")
-        console.data(console.command(f"vmw ssh {name} -- git -C repo merge host/{sent[0]}"))
+        console.data(console.command(f"vmw ssh {name} -- git -C repo merge {merged}"))
     else:
         console.say(f"{name} has all of them already.")
 

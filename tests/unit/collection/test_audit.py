@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.vmw.worktree.plugins.module_utils import audit, hostile_files, tree_items, tree_scan
+from ansible_collections.vmw.worktree.plugins.module_utils import audit, hostile_files, index_entries, tree_items, tree_scan
 from ansible_collections.vmw.worktree.plugins.module_utils.audit import Finding, GitPlaces, compare, fingerprint
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.hostile_files import printable, resolve
@@ -277,7 +277,7 @@ def test_an_index_that_cannot_be_read_is_told_each_time(
         shutil.copy(tree / ".git" / "index", index)
     else:
         index.write_bytes(b"x" * 100)
-        monkeypatch.setattr(audit, "INDEX_BYTES", 99)
+        monkeypatch.setattr(index_entries, "INDEX_BYTES", 99)
     places = GitPlaces(index=index)
     now = fingerprint(tree, git=places)
     (finding,) = compare(now, now)
@@ -294,11 +294,11 @@ def test_git_that_hangs_is_ended(tree: Path, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "bin" / "git").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "bin" / "git").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setattr(audit, "INDEX_SECONDS", 0.2)
+    monkeypatch.setattr(index_entries, "INDEX_SECONDS", 0.2)
     (tmp_path / "index").touch()
     began = time.monotonic()
     with pytest.raises(VmwError, match="too long"):
-        list(audit.gitlinks(tmp_path / "index", "sha1"))
+        list(index_entries.gitlinks(tmp_path / "index", "sha1"))
     assert time.monotonic() - began < 10
 
 

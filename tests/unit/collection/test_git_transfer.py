@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shlex
 import subprocess
 from dataclasses import replace
@@ -37,6 +38,7 @@ def main_of(guest: Guest) -> Path:
 
 
 def test_ssh_lends_nothing_and_takes_no_other_machine() -> None:
+    assert "GSSAPIAuthentication=no" in git_ssh_command("one", "claude", Path("/known_hosts"))
     command = git_ssh_command("one", "claude", Path("/with blank/100%/known_hosts"))
     argv = shlex.split(command)
     shown = subprocess.run([argv[0], "-F", "none", "-G", *argv[1:], ADDRESS], capture_output=True, text=True, check=True).stdout
@@ -111,6 +113,41 @@ def test_a_branch_that_is_checked_out_stays(guest: Guest, remote: Remote, *, for
     assert caught.value.code == "conflict"
 
 
+@pytest.mark.parametrize(
+    "line", ["! [rejected] HEAD -> vmw/one  (non-fast-forward)", "refusing to fetch into x checked out at 'y'"]
+)
+def test_a_guest_cannot_have_force_advised(guest: Guest, remote: Remote, tmp_path: Path, line: str) -> None:
+    script = tmp_path / "forged"
+    script.write_text(f'#!/bin/sh\necho "{line}" >&2\nexit 1\n')
+    script.chmod(0o755)
+    with pytest.raises(VmwError, match="could not fetch from one") as caught:
+        pull(guest.instance, replace(remote, ssh=str(script)))
+    assert caught.value.code == "failed"
+    assert "--force" not in caught.value.hint
+
+
+def test_nothing_is_left_of_a_pull(guest: Guest, remote: Remote) -> None:
+    git(main_of(guest), "update-ref", "refs/vmw/incoming/one", "HEAD")
+    guest.commit("a")
+    pull(guest.instance, remote)
+    assert not git(main_of(guest), "for-each-ref", "refs/vmw/incoming")
+    guest.git("commit", "-q", "--amend", "-m", "Otherwise")
+    with pytest.raises(VmwError, match="was rewritten there"):
+        pull(guest.instance, remote)
+    with pytest.raises(VmwError, match="no branch"):
+        pull(guest.instance, remote, "none")
+    assert not git(main_of(guest), "for-each-ref", "refs/vmw/incoming")
+
+
+@pytest.mark.parametrize("taken", ["vmw", "vmw/one/x"])
+def test_a_branch_in_the_way_is_seen_before_the_guest_is_asked(guest: Guest, remote: Remote, tmp_path: Path, taken: str) -> None:
+    git(main_of(guest), "branch", taken)
+    with pytest.raises(VmwError, match=f"your branch {taken} is in the way") as caught:
+        pull(guest.instance, remote)
+    assert caught.value.hint.startswith(f"rename your branch `{taken}`")
+    assert not (tmp_path / "ssh.calls").exists()
+
+
 def test_what_the_guest_does_not_have(guest: Guest, remote: Remote) -> None:
     for dry in (False, True):
         with pytest.raises(VmwError, match="one has no branch 'none'"):
@@ -163,9 +200,52 @@ def test_no_hook_runs_and_the_words_of_the_guest_are_tamed(guest: Guest, remote:
     script = tmp_path / "loud"
     script.write_text("#!/bin/sh\nprintf 'fatal: \\033[31mred\\n' >&2\nexit 1\n")
     script.chmod(0o755)
-    with pytest.raises(VmwError, match=r"\?\[31mred") as caught:
+    with pytest.raises(VmwError, match=r"\\x1b\[31mred") as caught:
         pull(guest.instance, replace(remote, ssh=str(script)))
     assert caught.value.message.isprintable()
+
+
+def test_a_repository_that_borrows_runs_nothing(guest: Guest, remote: Remote, tmp_path: Path) -> None:
+    marker, main = tmp_path / "marker", main_of(guest)
+    git(tmp_path, "clone", "-q", "--bare", str(main), "lender.git")
+    (guest.common / "objects/info/alternates").write_text(f"{tmp_path}/lender.git/objects\n")
+    git(main, "config", "core.alternateRefsCommand", f"touch '{marker}';:")
+    git(main, "config", "fetch.bundleURI", f"file://{tmp_path}/none")
+    guest.commit("a")
+    git(main, "fetch", "-q", str(guest.head_dir), "HEAD")
+    assert marker.exists()
+    marker.unlink()
+    guest.commit("b")
+    assert pull(guest.instance, remote).changed
+    push(guest.instance, remote)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("script", ["yes fatal: >&2", "yes fatal: | tr -d '\\n' >&2"])
+def test_a_guest_that_complains_without_end_is_ended(guest: Guest, remote: Remote, tmp_path: Path, script: str) -> None:
+    loud = tmp_path / "loud"
+    # Without a bound it would be 30 MB.
+    loud.write_text(f"#!/bin/sh\n({script}) 2>&1 | head -c 30000000 >&2\nexit 1\n")
+    loud.chmod(0o755)
+    for work in (pull, push):
+        with pytest.raises(VmwError, match="said too much"):
+            work(guest.instance, replace(remote, ssh=str(loud)))
+
+
+def test_a_guest_with_refs_without_end_is_ended(guest: Guest, remote: Remote) -> None:
+    value = guest.git("rev-parse", "HEAD")
+    lines = "".join(f"{value} refs/heads/x{number}/refs/heads/none\n" for number in range(20_000))
+    with (guest.head_dir / "packed-refs").open("a") as packed:
+        packed.write(lines)
+    with pytest.raises(VmwError, match="said too much"):
+        pull(guest.instance, remote, "none", dry=True)
+
+
+def test_git_has_so_much_memory_and_no_more(guest: Guest, remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[int, tuple[int, int]]] = []
+    monkeypatch.setattr(resource, "prlimit", lambda _pid, what, values: limits.append((what, values)))
+    pull(guest.instance, remote)
+    assert set(limits) == {(resource.RLIMIT_AS, (2 << 30, 2 << 30))}
 
 
 def test_only_ssh_is_spoken(guest: Guest, remote: Remote) -> None:
@@ -187,6 +267,19 @@ def test_push(guest: Guest, remote: Remote) -> None:
     git(main_of(guest), "commit", "-q", "--amend", "-m", "Otherwise")
     assert push(guest.instance, remote, "main").branches == ["main"]
     assert guest.git("rev-parse", "topic") == new
+
+
+@pytest.mark.parametrize("name", ["a\u2028refs/heads/x", "a\x85b", "a\u2029"])
+def test_a_branch_with_a_line_end_of_another_script(guest: Guest, remote: Remote, name: str) -> None:
+    git(main_of(guest), "branch", name)
+    assert push(guest.instance, remote).changed
+    assert guest.git("rev-parse", f"refs/remotes/host/{name}") == guest.git("rev-parse", "main")
+    assert len(guest.git("for-each-ref", "--format=x", "refs/remotes").split()) == 3
+    guest.git("branch", name)
+    guest.git("checkout", "-q", name)
+    new = guest.commit("a")
+    pull(guest.instance, remote, name)
+    assert git(main_of(guest), "rev-parse", TARGET) == new
 
 
 def test_push_of_no_branch_and_to_a_guest_that_refuses(guest: Guest, remote: Remote) -> None:
@@ -246,10 +339,11 @@ def test_the_module(guest: Guest, remote: Remote, monkeypatch: pytest.MonkeyPatc
 def test_what_the_guest_borrows_is_kept_until_it_is_destroyed(guest: Guest) -> None:
     base = git(guest.worktree, "rev-parse", "HEAD")
     kept = git_share.kept_ref("one")
-    assert git(main_of(guest), "rev-parse", kept) == base
+    before = git(main_of(guest), "rev-parse", kept)
+    assert git(main_of(guest), "rev-parse", f"{kept}^@").split() == [base]
     commit(guest.worktree, "later")
     git_share.prepare(guest.instance, guest.files)
-    assert git(main_of(guest), "rev-parse", kept) == base
+    assert git(main_of(guest), "rev-parse", kept) == before
     warnings: list[str] = []
     module = call(guest)
     module.warn = warnings.append
@@ -275,6 +369,41 @@ def test_a_rebase_and_gc_on_the_host_leave_the_guest_its_commit(guest: Guest, tm
     collect()
     with pytest.raises(subprocess.CalledProcessError):
         again.git("cat-file", "-t", base)
+
+
+def test_every_borrowed_tip_is_kept(tmp_path: Path) -> None:
+    main = tmp_path / "main"
+    git(tmp_path, "init", "-q", "-b", "main", "main")
+    names = ("refs/heads/gone", "refs/remotes/origin/gone", "refs/tags/light", "refs/tags/annotated", "refs/tags/nested")
+    first = commit(main, "first")
+    tips = [commit(main, name.replace("/", "-")) for name in names]
+    git(main, "reset", "-q", "--hard", first)
+    for name, tip in zip(names[:3], tips[:3], strict=True):
+        git(main, "update-ref", name, tip)
+    git(main, "tag", "-am", "x", "annotated", tips[3])
+    git(main, "tag", "-am", "x", "inner", tips[4])
+    git(main, "tag", "-am", "x", "nested", "inner")
+    git(main, "tag", "tree", "HEAD^{tree}")
+    guest = attach(tmp_path, main, read_layout(main), "isolated")
+    kept = git_share.kept_ref("one")
+    assert sorted(git(main, "rev-parse", f"{kept}^@").split()) == sorted([first, *tips])
+    assert git(main, "log", "-1", "--format=%an %ae %at", kept) == "vmw vmw@localhost 0"
+    git(main, "fsck", "--strict")
+    for name in git(main, "for-each-ref", "--format=%(refname)", "refs/heads/gone", "refs/remotes", "refs/tags").split():
+        git(main, "update-ref", "-d", name)
+    git(main, "reflog", "expire", "--expire=now", "--all")
+    git(main, "gc", "-q", "--prune=now")
+    for tip in tips:
+        assert guest.git("cat-file", "-t", tip) == "commit"
+
+
+def test_a_ref_in_the_way_of_what_is_kept_is_told(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "main")
+    commit(tmp_path / "main", "first")
+    git(tmp_path / "main", "update-ref", f"{git_share.kept_ref('one')}/x", "HEAD")
+    with pytest.raises(VmwError, match="cannot be kept from `git gc`") as caught:
+        attach(tmp_path, tmp_path / "main", read_layout(tmp_path / "main"), "isolated")
+    assert "for-each-ref refs/vmw` shows" in caught.value.hint
 
 
 def test_nothing_is_kept_or_released_in_another_mode(tmp_path: Path) -> None:

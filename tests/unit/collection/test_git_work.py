@@ -13,6 +13,7 @@ import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import git_work as work
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import Kind, read_layout
 from ansible_collections.vmw.worktree.plugins.module_utils.git_work import Risk, warnings, work_at_risk
+from ansible_collections.vmw.worktree.plugins.module_utils.guest_git import UnknownError
 from ansible_collections.vmw.worktree.plugins.modules import git_work
 from git_support import Guest, attach, commit, git, make_guest
 
@@ -133,6 +134,12 @@ def test_commits_that_only_the_guest_has(isolated: Guest) -> None:
     # As a pull does.
     git(guest.common, "fetch", "-q", str(guest.files.git_dir), "HEAD:refs/heads/vmw/one", "topic:refs/heads/kept")
     assert look(guest) == Risk()
+
+
+def test_a_branch_whose_name_ends_a_line_hides_no_commit(isolated: Guest) -> None:
+    git(isolated.common, "branch", "x\u2028HEAD", "main")
+    isolated.commit("a")
+    assert look(isolated) == Risk(only_guest=1)
 
 
 def test_a_stash(isolated: Guest) -> None:
@@ -321,6 +328,13 @@ def test_hostile_refs_are_told(isolated: Guest, spoil: Callable[[Path], None], n
     assert risk.unknown or (spoil is _directory and name == "refs/heads/topic")
 
 
+def test_a_name_that_a_terminal_would_obey_is_told_in_print(isolated: Guest) -> None:
+    os.mkfifo(isolated.files.git_dir / "refs/heads/\r\x1b[2Kx")
+    risk = look(isolated)
+    assert risk.unknown == "its \\x0d\\x1b[2Kx is no file"
+    assert all(line.isprintable() for line in warnings(isolated.instance, risk))
+
+
 def test_a_guest_that_borrows_from_elsewhere_is_told(isolated: Guest, tmp_path: Path) -> None:
     git(tmp_path, "init", "-q", "other")
     alternates = isolated.files.git_dir / "objects/info/alternates"
@@ -359,9 +373,51 @@ def test_a_path_that_leads_out_of_the_worktree_is_only_counted(isolated: Guest, 
     assert not (tmp_path / "outside").exists()
 
 
+def test_of_a_split_index_only_what_it_names_is_copied(isolated: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    isolated.git("update-index", "--split-index")
+    for number in range(6):
+        with (isolated.files.git_dir / f"sharedindex.{number:040x}").open("wb") as sparse:
+            sparse.truncate(64 << 20)
+    dirty(isolated)
+    (isolated.worktree / "link").touch()
+    isolated.git("add", "link")
+    target = tmp_path / "target"
+    target.mkdir()
+    work._copy_index(isolated.files.git_dir, target, work._Limit(20))
+    assert sorted(path.stat().st_size < 4096 for path in target.iterdir()) == [True, True]
+    assert look(isolated).staged == 3
+    size = sum(path.stat().st_size for path in target.iterdir())
+    for limit, unknown in ((size, ""), (size - 1, "is too long")):
+        monkeypatch.setattr(work, "INDEX_BYTES", limit)
+        shutil.rmtree(target)
+        target.mkdir()
+        if unknown:
+            with pytest.raises(UnknownError, match=unknown):
+                work._copy_index(isolated.files.git_dir, target, work._Limit(20))
+        else:
+            work._copy_index(isolated.files.git_dir, target, work._Limit(20))
+    monkeypatch.undo()
+    with pytest.raises(UnknownError, match="takes longer"):
+        work._copy_index(isolated.files.git_dir, tmp_path, work._Limit(0))
+
+
 def test_missing_objects_are_told(isolated: Guest) -> None:
     (isolated.files.git_dir / "refs/heads/lost").write_text("1" * 40 + "\n")
     assert look(isolated).unknown == "its repository lacks objects"
+
+
+@pytest.mark.parametrize(("ref", "staged"), [("lost", 2), ("topic", 0)])
+def test_uncommitted_work_is_told_where_objects_are_missing(isolated: Guest, ref: str, staged: int) -> None:
+    dirty(isolated)
+    (isolated.files.git_dir / "refs/heads" / ref).write_text("1" * 40 + "\n")
+    risk = look(isolated)
+    assert risk == Risk(unknown="its repository lacks objects", staged=staged, unstaged=1, untracked=3)
+
+
+def test_git_has_so_much_memory_and_room_and_no_more() -> None:
+    argv = ["sh", "-c", "sleep 0.3; ulimit -v; ulimit -f"]
+    said = work._run(argv, {"PATH": os.environ["PATH"]}, work._Limit(20))
+    assert [int(each) for each in said.split()] == [(2 << 30) // 1024, (256 << 20) // 512]
 
 
 def test_it_ends_in_time(isolated: Guest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -200,6 +201,55 @@ def test_a_worktree_that_another_vm_can_change_is_refused(state: State, worktree
     assert "/one/w" in caught.value.message
     assert worktree in caught.value.message
     assert module.existing_record(state, Path("/one/w2"), "x") is None
+
+
+REPOSITORY = {"mode": "protected", "kind": "linked", "git_dir": "/code/p/.git/worktrees/w", "common_dir": "/code/p/.git"}
+COVERED = {"mode": "protected", "kind": "main", "git_dir": "/code/p/.git", "common_dir": "/code/p/.git"}
+
+
+@pytest.mark.parametrize(
+    ("worktree", "git", "refused"),
+    [
+        ("/code", {}, True),
+        ("/code/p/.git/x", {}, False),
+        ("/code/p", COVERED, False),
+        ("/code/p", {**COVERED, "kind": "none"}, True),
+        ("/code", {**COVERED, "git_dir": "/code/.git", "common_dir": "/code/.git"}, True),
+    ],
+)
+def test_a_repository_that_another_vm_can_write_is_refused(
+    state: State, worktree: str, git: dict[str, str], *, refused: bool
+) -> None:
+    outer = saved(state, worktree, "outer")
+    outer = dataclasses.replace(outer, git=GitShare(**git))
+    InstanceFiles(state, "outer").save(outer)
+    new = dataclasses.replace(outer, name="new", worktree="/elsewhere/w", git=GitShare(**REPOSITORY))
+    for known, asked in ((outer, new), (new, outer)):
+        for name in ("outer", "new"):
+            InstanceFiles(state, name).record.unlink(missing_ok=True)
+        InstanceFiles(state, known.name).save(known)
+        if refused:
+            with pytest.raises(VmwError, match="lies in") as caught:
+                module.check_repositories(state, asked)
+            assert caught.value.code == "conflict"
+        else:
+            module.check_repositories(state, asked)
+
+
+def test_what_a_guest_has_closed_and_nested_is_removed_all_the_same(tmp_path: Path) -> None:
+    deep = tmp_path / "git"
+    deep.mkdir()
+    (deep / "link").symlink_to(tmp_path)
+    descriptor = os.open(deep, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=descriptor)
+        below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+    deep.chmod(0)
+    module.remove_tree(deep)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_vm_that_is_leaving_is_not_started_again(state: State) -> None:

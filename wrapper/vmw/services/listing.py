@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vmw.settings import Settings
 
 SCHEMA = 1
+BRANCH_LENGTH = 60
+"""Characters of a branch's name that are shown; a hostile one would push everything else off the screen."""
+
 BLOCK_BYTES = 512
 """Unit of `st_blocks`, see stat(2)."""
 
@@ -92,7 +95,7 @@ def _branch(instance: Instance, files: InstanceFiles) -> str | None:
     git = instance.git
     directory = str(files.git_dir) if has_own_git_dir(instance) else git.git_dir
     found = branch(GitLayout(Kind(git.kind), directory, git.common_dir))
-    return "".join(character if character.isprintable() else "?" for character in found) or None
+    return "".join(character if character.isprintable() else "?" for character in found[:BRANCH_LENGTH]) or None
 
 
 def list_vms(settings: Settings) -> Listing:
