@@ -13,13 +13,12 @@ import json
 import os
 import re
 import stat
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
-from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import Kind, read_settings
+from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import Kind, read_settings, user_setting
 from ansible_collections.vmw.worktree.plugins.module_utils.hostile_files import ABSENT, printable, state_of
 from ansible_collections.vmw.worktree.plugins.module_utils.index_entries import gitlinks
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import has_own_git_dir
@@ -244,7 +243,7 @@ def places_of(instance: Instance, files: InstanceFiles) -> GitPlaces:
         index=(files.git_dir if has_own_git_dir(instance) else Path(git.git_dir)) / "index",
         git_dir=Path(git.git_dir) if shared else None,
         pinned=_included(Path(git.common_dir), settings, Path(instance.worktree)),
-        hooks_path=config.get("core.hookspath", "") or _users_hooks_path(),
+        hooks_path=config.get("core.hookspath", "") or os.fsdecode(user_setting("core.hooksPath", Path("/"))).rstrip("\n"),
         object_format=config.get("extensions.objectformat", "sha1"),
     )
 
@@ -255,18 +254,6 @@ def _included(common: Path, settings: list[tuple[str, str]], tree: Path) -> tupl
     # Path.expanduser would fail on a `~name` that is no user's.
     paths = (Path(os.path.normpath(common / os.path.expanduser(value))) for value in values)  # noqa: PTH111
     return tuple(path for path in paths if tree in path.parents)
-
-
-def _users_hooks_path() -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    try:
-        # Away from every repository, and with the user's own and the system's configuration.
-        done = subprocess.run(
-            ["git", "config", "--get", "core.hooksPath"], cwd="/", env=environment, capture_output=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return os.fsdecode(done.stdout).rstrip("\n")
 
 
 def take(files: InstanceFiles, instance: Instance) -> None:

@@ -22,6 +22,9 @@ SMALL_FILE = 4096
 GIT_SECONDS = 60
 """Time for git to list a repository's settings or refs: far more than a million of them take."""
 
+SETTING_SECONDS = 10
+"""Time for git to look up one setting of the user's."""
+
 GUEST_EXTENSIONS = frozenset({"noop", "noop-v1", "objectformat", "partialclone", "preciousobjects", "worktreeconfig"})
 """Repository extensions that the guest's git 2.39 knows (setup.c of that release); git refuses a repository with any other."""
 
@@ -153,6 +156,24 @@ def run_git(*argv: str) -> str:
         message = f"git failed: {printable(said.replace(chr(10), '; '))}"
         raise VmwError(message, "`git fsck` and `git config --list`, run in the repository, tell more", "usage")
     return done.stdout.decode(errors="surrogateescape")
+
+
+def user_setting(key: str, place: Path) -> bytes:
+    """Return a setting of the user's as it holds in a directory, or nothing; to read it runs nothing that a repository says.
+
+    Args:
+        key: The setting.
+        place: The directory; ``/`` is in no repository.
+    """
+    # A hook that runs vmw has another repository in its environment.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    argv = ["git", "config", "--get", key]
+    try:
+        # An included file may be a FIFO.
+        done = subprocess.run(argv, cwd=place, env=environment, capture_output=True, check=False, timeout=SETTING_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return b""
+    return done.stdout
 
 
 def read_settings(file: Path) -> list[tuple[str, str]]:

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import (
     read_settings,
     run_git,
     unknown_extensions,
+    user_setting,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.hostile_files import NotAFileError, TooLargeError, copy, open_file
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import GitShare
@@ -92,18 +92,8 @@ def without_password(url: str) -> str:
 
 
 def _identity(worktree: Path, key: str) -> str:
-    """Return a setting of the user's as it holds in a worktree; reading settings runs nothing that a repository says."""
-    # A hook that runs vmw has another repository in its environment.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    argv = ["git", "config", "--get", key]
-    try:
-        done = subprocess.run(
-            argv, cwd=worktree, env=environment, capture_output=True, text=True, errors="replace", check=False, timeout=10
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        # An included file may be a FIFO.
-        return ""
-    return done.stdout.strip()
+    """Return the user's name or address, as it holds in a worktree."""
+    return user_setting(key, worktree).decode(errors="replace").strip()
 
 
 def _check(layout: GitLayout, guest_user: str, state: State) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils import hostile_files
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import git_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,13 +78,10 @@ def _staged(directory: Path, object_format: str) -> Iterator[bytes]:
     version = 1 if sha256 else 0
     (directory / "git" / "config").write_text(f"[core]\n\trepositoryFormatVersion = {version}\n\tbare = true\n{sha256}")
     environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "LC_ALL": "C.UTF-8",
+        **git_environment(),
         "HOME": str(directory),
         "GIT_DIR": str(directory / "git"),
         "GIT_INDEX_FILE": str(directory / "index"),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_ATTR_NOSYSTEM": "1",
         "GIT_OPTIONAL_LOCKS": "0",
     }

@@ -77,6 +77,11 @@ class ShareSpec:
     mirrors: tuple[Mirror, ...] = ()
 
     @property
+    def mirrored_paths(self) -> list[str]:
+        """Return source and copy of each mirror, one after the other."""
+        return [path for each in self.mirrors for path in (each.source, each.copy)]
+
+    @property
     def short(self) -> str:
         """Return the tag's last part, which names units and sockets."""
         return self.tag.rpartition(":")[2]
@@ -224,7 +229,6 @@ def mirror_name(instance: str) -> str:
 def mirror_unit(instance: str, share: ShareSpec) -> str:
     """Return the unit that keeps a share's copies up to date while it is served."""
     names = "|".join(re.escape(Path(each.source).name) for each in share.mirrors)
-    pairs = [path for each in share.mirrors for path in (each.source, each.copy)]
     return f"""\
 [Unit]
 Description=vmw: copies of the git data of {instance}
@@ -233,7 +237,7 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=exec
-ExecStart={command_words("/bin/sh", "-c", FOLLOW, "sh", share.path, f"/({names})$", *pairs)}
+ExecStart={command_words("/bin/sh", "-c", FOLLOW, "sh", share.path, f"/({names})$", *share.mirrored_paths)}
 Restart=always
 RestartSec=1
 """
@@ -243,8 +247,9 @@ def service_unit(instance: str, share: ShareSpec, argv: list[str]) -> str:
     """Return the unit of the daemon: a fresh one at each start of the VM, as it serves one connection and exits."""
     paths = (share.path, *(bind.source for bind in share.binds))
     wants = f"Wants={mirror_name(instance)}\n" if share.mirrors else ""
-    pairs = [path for each in share.mirrors for path in (each.source, each.copy)]
-    mirror = f"ExecStartPre={command_words('/bin/sh', '-c', MIRROR + COPY, 'sh', *pairs)}\n" if share.mirrors else ""
+    mirror = (
+        f"ExecStartPre={command_words('/bin/sh', '-c', MIRROR + COPY, 'sh', *share.mirrored_paths)}\n" if share.mirrors else ""
+    )
     limits = (MEMORY if share.scratch else "") + (PLAIN_FILTER if share.plain else "")
     return f"""\
 [Unit]

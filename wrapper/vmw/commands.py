@@ -324,12 +324,12 @@ def _show_audit(settings: Settings, name: str) -> None:
     from vmw.services import audit as audit_service  # noqa: PLC0415
     from vmw.services import records  # noqa: PLC0415
 
-    everything = records.all_recorded(settings.state_dir)
     try:
         found = audit_service.examine(settings, name)
     except VmwError as error:
         # Of a half-made VM, or a worktree that is gone, there is nothing to come back to.
-        if any(each.name == name and each.instance and os.path.isdir(each.instance.worktree) for each in everything):  # noqa: PTH112 - Path is not imported for that
+        left = records.recorded(settings.state_dir, name)
+        if left and left.instance and os.path.isdir(left.instance.worktree):  # noqa: PTH112 - Path is not imported for that
             console.warn(error.message, error.hint)
         return
     if found.summary:

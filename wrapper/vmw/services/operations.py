@@ -131,7 +131,7 @@ def work_warnings(settings: Settings, name: str) -> list[str]:
     """Return what to tell about a VM's work before it is removed; nothing for what has no record that can be read."""
     from ansible_collections.vmw.worktree.plugins.module_utils import git_work  # noqa: PLC0415 - needed only here
 
-    recorded = next((each for each in records.all_recorded(settings.state_dir) if each.name == name), None)
+    recorded = records.recorded(settings.state_dir, name)
     if recorded is None or recorded.instance is None:
         return []
     return git_work.warnings(recorded.instance, git_work.work_at_risk(recorded.instance, recorded.files))

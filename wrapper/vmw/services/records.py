@@ -55,6 +55,11 @@ def unknown(state_dir: Path, name: str) -> VmwError:
     return VmwError(f"there is no VM named {name!r}", hint, ExitCode.NOT_FOUND)
 
 
+def recorded(state_dir: Path, name: str) -> Recorded | None:
+    """Return what there is of a VM, also of one whose record cannot be read; None when there is nothing."""
+    return next((each for each in all_recorded(state_dir) if each.name == name), None)
+
+
 def find(state_dir: Path, name: str) -> tuple[Instance, InstanceFiles]:
     """Return a VM's record and its files.
 
