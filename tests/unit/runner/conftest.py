@@ -1,0 +1,8 @@
+"""The modules of tests/run are beside it, where only it looks for them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
