@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The vmw authors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-"""Read what a guest printed on its serial console, and see when it is stuck."""
+"""The log of what a guest prints on its serial console: begin it, read it, and see when the guest is stuck."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ TAIL_BYTES = 65536
 _TROUBLES = (
     (r"Kernel panic - not syncing: (.*)", "the guest's kernel panicked"),
     (r"You are in emergency mode|Emergency Shell", "the guest is in its emergency shell"),
+    (r"^vmw-identity: (failed to .*)", "the guest did not take its identity"),
     (r"\(initramfs\)", "the guest did not find its root file system"),
 )
+
+
+def begin_console(path: Path) -> None:
+    """Begin an empty console log that belongs to the user; one that virtlogd made would be root's."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
 
 
 def read_console(path: Path) -> str:
@@ -34,7 +41,7 @@ def read_console(path: Path) -> str:
 def trouble(text: str) -> str:
     """Say why a guest will never get further, or return an empty string."""
     for pattern, meaning in _TROUBLES:
-        found = re.search(pattern, text)
+        found = re.search(pattern, text, re.MULTILINE)
         if found:
             return f"{meaning}: {found.group(1).strip()}" if found.groups() else meaning
     return ""

@@ -4,15 +4,23 @@
 
 from __future__ import annotations
 
+import uuid
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance
 
 NAMESPACE = "https://vmw.dev/xmlns/instance/1"
 """XML namespace of our element in a domain's metadata."""
+
+TEMPLATE_PORTS = 14
+"""PCIe root ports of a template: five for its own devices, the others for what its forks get, and what a user adds."""
 
 EMULATED_VCPUS = 1
 """Virtual CPUs that run under emulation; the rest can be plugged in with `virsh setvcpus`.
@@ -32,6 +40,16 @@ class Boot:
     initrd: str
     cmdline: str
     backing_file: str
+
+    @classmethod
+    def of(cls, generation: Path, cmdline: str) -> Boot:
+        """Return what the VMs of a golden image boot.
+
+        Args:
+            generation: The image's directory.
+            cmdline: The kernel's command line, which the image's manifest has.
+        """
+        return cls(str(generation / "kernel"), str(generation / "initrd"), cmdline, str(generation / "disk.qcow2"))
 
 
 @dataclass(frozen=True)
@@ -140,53 +158,205 @@ def _console(devices: ET.Element, log: str) -> None:
     add(add(devices, "console", type="pty"), "target", type="serial", port="0")
 
 
-def _share(devices: ET.Element, share: Share) -> None:
-    filesystem = add(devices, "filesystem", type="mount", accessmode="passthrough")
-    add(filesystem, "driver", type="virtiofs", queue="1024")
-    add(filesystem, "source", socket=share.socket)
-    add(filesystem, "target", dir=share.tag)
+@dataclass(frozen=True)
+class Machine:
+    """What a VM is before it has disks, shares and a network: a guest cannot tell two equal ones apart.
+
+    Attributes:
+        virt_type: ``kvm`` or ``qemu``.
+        memory_mib: Memory in MiB.
+        vcpus: Virtual CPUs that it can have.
+    """
+
+    virt_type: str
+    memory_mib: int
+    vcpus: int
+
+    @classmethod
+    def of(cls, instance: Instance) -> Machine:
+        """Return the machine that a VM was asked to be."""
+        return cls(instance.virt_type, instance.memory_mib, instance.vcpus)
 
 
-def domain_xml(instance: Instance, host: HostSide) -> str:
-    """Return the definition of an instance's domain."""
-    domain = ET.Element("domain", {"type": instance.virt_type})
-    add(domain, "name", instance.name)
-    add(domain, "uuid", instance.uuid)
-    add(domain, "metadata").append(mark(host.record))
-    add(domain, "memory", str(instance.memory_mib), unit="MiB")
-    online = {} if instance.virt_type == "kvm" else {"current": str(EMULATED_VCPUS)}
-    add(domain, "vcpu", str(instance.vcpus), **online)
+def _machine_xml(machine: Machine, name: str, identity: str, record: str, boot: Boot) -> ET.Element:
+    domain = ET.Element("domain", {"type": machine.virt_type})
+    add(domain, "name", name)
+    add(domain, "uuid", identity)
+    add(domain, "metadata").append(mark(record))
+    add(domain, "memory", str(machine.memory_mib), unit="MiB")
+    online = {} if machine.virt_type == "kvm" else {"current": str(EMULATED_VCPUS)}
+    add(domain, "vcpu", str(machine.vcpus), **online)
     # virtiofsd reads and writes the guest's memory, so it must be shared.
     backing = add(domain, "memoryBacking")
     add(backing, "source", type="memfd")
     add(backing, "access", mode="shared")
     system = add(domain, "os")
     add(system, "type", "hvm", arch="x86_64", machine="q35")
-    add(system, "kernel", host.boot.kernel)
-    add(system, "initrd", host.boot.initrd)
+    add(system, "kernel", boot.kernel)
+    add(system, "initrd", boot.initrd)
     # Emulated on a busy host, the timer may miss the kernel's test of it, which then panics; under KVM the kernel leaves it out.
-    add(system, "cmdline", host.boot.cmdline + ("" if instance.virt_type == "kvm" else " no_timer_check"))
-    add_platform(domain, instance.virt_type)
+    add(system, "cmdline", boot.cmdline + ("" if machine.virt_type == "kvm" else " no_timer_check"))
+    add_platform(domain, machine.virt_type)
     add(domain, "on_poweroff", "destroy")
     add(domain, "on_reboot", "restart")
     add(domain, "on_crash", "destroy")
-    devices = add(domain, "devices")
-    _disk(devices, host.storage.disk, host.boot.backing_file)
-    _seed(devices, host.storage.seed)
-    for share in host.shares:
-        _share(devices, share)
-    interface = add(devices, "interface", type="bridge")
-    add(interface, "mac", address=instance.mac)
-    add(interface, "source", bridge=instance.bridge)
-    add(interface, "model", type="virtio")
-    _console(devices, host.storage.console)
+    return domain
+
+
+def _standard_devices(devices: ET.Element, console: str) -> None:
+    _console(devices, console)
     channel = add(devices, "channel", type="unix")
     add(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
     add(add(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
     add(devices, "memballoon", model="virtio", freePageReporting="on")
-    if host.label:
+
+
+def _text(domain: ET.Element, label: str) -> str:
+    if label:
         # libvirt's own chown would leave files behind that the user cannot replace; QEMU gets in by ACL instead.
         static = add(domain, "seclabel", type="static", model="dac", relabel="no")
-        add(static, "label", host.label)
+        add(static, "label", label)
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode") + "\n"
+
+
+def share_xml(share: Share) -> ET.Element:
+    """Return the device of a share."""
+    filesystem = ET.Element("filesystem", {"type": "mount", "accessmode": "passthrough"})
+    add(filesystem, "driver", type="virtiofs", queue="1024")
+    add(filesystem, "source", socket=share.socket)
+    add(filesystem, "target", dir=share.tag)
+    return filesystem
+
+
+def interface_xml(mac: str, bridge: str, tap: str) -> ET.Element:
+    """Return the network card of a VM.
+
+    Args:
+        mac: Its address.
+        bridge: The host's bridge.
+        tap: The name of the host's end of it, by which the host's packet filter knows the VM.
+    """
+    interface = ET.Element("interface", {"type": "bridge"})
+    add(interface, "mac", address=mac)
+    add(interface, "source", bridge=bridge)
+    add(interface, "target", dev=tap)
+    add(interface, "model", type="virtio")
+    return interface
+
+
+def tap_of(xml: str, mac: str) -> str | None:
+    """Return the name of the host's end of a domain's card: an empty one is for libvirt to choose, ``None`` stands for no card.
+
+    Args:
+        xml: The definition, as libvirt has it.
+        mac: The card's address.
+    """
+    card = _card(ET.fromstring(xml), mac)  # noqa: S314 - libvirt's own output
+    if card is None:
+        return None
+    target = card.find("target")
+    return "" if target is None else target.get("dev", "")
+
+
+def with_tap(xml: str, mac: str, tap: str) -> str:
+    """Return a domain's definition in which the host's end of a card has another name.
+
+    Args:
+        xml: The definition, as libvirt has it.
+        mac: The card's address.
+        tap: The name.
+    """
+    domain = ET.fromstring(xml)  # noqa: S314 - libvirt's own output
+    card = _card(domain, mac)
+    if card is not None:
+        target = card.find("target")
+        (ET.SubElement(card, "target") if target is None else target).set("dev", tap)
+    return ET.tostring(domain, encoding="unicode")
+
+
+def _card(domain: ET.Element, mac: str) -> ET.Element | None:
+    return next((card for card in domain.findall("devices/interface") if card.find(f"mac[@address='{mac}']") is not None), None)
+
+
+def domain_xml(instance: Instance, host: HostSide) -> str:
+    """Return the definition of an instance's domain."""
+    domain = _machine_xml(Machine.of(instance), instance.name, instance.uuid, host.record, host.boot)
+    devices = add(domain, "devices")
+    _disk(devices, host.storage.disk, host.boot.backing_file)
+    _seed(devices, host.storage.seed)
+    for share in host.shares:
+        devices.append(share_xml(share))
+    devices.append(interface_xml(instance.mac, instance.bridge, instance.tap))
+    _standard_devices(devices, host.storage.console)
+    return _text(domain, host.label)
+
+
+@dataclass(frozen=True)
+class Fork:
+    """What tells a fork from its template.
+
+    Attributes:
+        name: The fork's name.
+        uuid: The fork's UUID.
+        record: The fork's record, for its mark.
+        disk: The fork's disk.
+        console: The fork's console log.
+    """
+
+    name: str
+    uuid: str
+    record: str
+    disk: str
+    console: str
+
+
+def template_xml(machine: Machine, itself: Fork, boot: Boot, label: str) -> str:
+    """Return the domain of a template: a VM without a network card, shares and seed, and with room to plug these in.
+
+    Args:
+        machine: What its forks will be.
+        itself: The template's own name, UUID, mark and files.
+        boot: What it boots.
+        label: See `HostSide`.
+    """
+    domain = _machine_xml(machine, itself.name, itself.uuid, itself.record, boot)
+    # Changes with every restore, for guests whose kernel has a driver for it.
+    domain.insert(2, ET.Element("genid"))
+    devices = add(domain, "devices")
+    add(devices, "controller", type="pci", index="0", model="pcie-root")
+    for _ in range(TEMPLATE_PORTS):
+        add(devices, "controller", type="pci", model="pcie-root-port")
+    _disk(devices, itself.disk, boot.backing_file)
+    _standard_devices(devices, itself.console)
+    return _text(domain, label)
+
+
+def fork_xml(saved_xml: str, fork: Fork) -> str:
+    """Return the domain of a fork of a saved template.
+
+    Args:
+        saved_xml: The template's domain as libvirt saved it, every address in it.
+        fork: What tells the fork from it.
+
+    Raises:
+        VmwError: This is no template of ours.
+    """
+    domain = ET.fromstring(saved_xml)  # noqa: S314 - libvirt's own output
+    disk, log = domain.find("devices/disk/source"), domain.find("devices/serial/log")
+    instance = domain.find(f"metadata/{{{NAMESPACE}}}instance")
+    if disk is None or log is None or instance is None:
+        message = "the saved template is not one of vmw's"
+        raise VmwError(message)
+    for tag, text in (("name", fork.name), ("uuid", fork.uuid), ("genid", str(uuid.uuid4()))):
+        for element in domain.findall(tag):
+            element.text = text
+    instance.set("record", fork.record)
+    disk.set("file", fork.disk)
+    for element in domain.findall("devices/*/log"):
+        element.set("file", fork.console)
+    for channel in domain.findall("devices/channel"):
+        # The place of the template's socket; libvirt chooses the fork's.
+        for source in channel.findall("source"):
+            channel.remove(source)
+    return ET.tostring(domain, encoding="unicode")

@@ -31,6 +31,9 @@ HANDOVER_SERIAL = "vmw-out"
 GUEST_DIRECTORY = "/run/vmw-bake"
 """Where the builder keeps the script and its settings: in memory, so that no trace gets into the image."""
 
+INIT = "/usr/lib/vmw/init"
+"""What a clone's kernel starts first, before the system's own init."""
+
 HANDOVER_LIMITS = {"kernel": 64 << 20, "initrd": 512 << 20, "facts.json": 64 << 10}
 """The files that the builder hands over and the most bytes that each may have."""
 
@@ -157,16 +160,15 @@ def settings_file(settings: dict[str, str], steps: Sequence[Step]) -> str:
     return "\n".join([*lines, f"steps=({pairs})", ""])
 
 
-def seed_files(name: str, script: str, settings: str, certificates: Sequence[str]) -> dict[str, str]:
+def seed_files(name: str, files: dict[str, str], certificates: Sequence[str]) -> dict[str, str]:
     """Return the files of the builder's NoCloud seed. JSON is YAML, as cloud-init reads it, without YAML's surprises.
 
     Args:
         name: The domain's name.
-        script: The script that the builder runs.
-        settings: See `settings_file`.
+        files: What the builder finds in its directory: the script that it runs, its settings and what it installs.
         certificates: CA certificates that the image must trust, in PEM.
     """
-    contents = {"bake.sh": script, "settings": settings}
+    contents = dict(files)
     contents.update({f"ca/vmw-{number}.crt": text for number, text in enumerate(certificates, 1)})
     user_data = {
         # The stock lists spend most of the boot on modules that the builder does not need.
@@ -288,6 +290,7 @@ def _check_member(member: tarfile.TarInfo, seen: set[str]) -> None:
 def command_line(facts: Facts) -> str:
     """Return the kernel command line for clones, which boot the kernel without a boot loader.
 
-    `ds=nocloud` has cloud-init do everything in its local stage, the only one that is not masked in the image.
+    The first program gives the clone its identity, for which the root must be writable at once.
     """
-    return f"root=UUID={facts.root_uuid} ro console=ttyS0 quiet ds=nocloud"
+    # The self-tests of the kernel's ciphers take an emulated guest half a second.
+    return f"root=UUID={facts.root_uuid} rw console=ttyS0 quiet cryptomgr.notests init={INIT}"

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.vmw.worktree.plugins.module_utils.egress import Egress, tap_name
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.naming import is_name
-from ansible_collections.vmw.worktree.plugins.module_utils.state import State, write_json
+from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, State, write_json
 
 if TYPE_CHECKING:
+    import contextlib
     from pathlib import Path
 
 SCHEMA = 1
@@ -41,6 +43,34 @@ class GitShare:
     user_email: str = ""
 
 
+FILE = "file"
+PROXY = "proxy"
+KEY_MODES = (FILE, PROXY)
+"""How a VM comes to API keys: it reads them, or the host puts them into its requests."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """How a VM comes to the API keys of its secrets profile.
+
+    Attributes:
+        mode: One of `KEY_MODES`.
+        revoked: Whether the host does so no more.
+        daily_requests: How many requests a day it may make, or 0.
+        daily_tokens: How many tokens a day they may take, or 0.
+    """
+
+    mode: str = FILE
+    revoked: bool = False
+    daily_requests: int = 0
+    daily_tokens: int = 0
+
+
+def _known(kind: Any, data: dict[str, Any]) -> Any:  # noqa: ANN401 - one of the parts of a record
+    """Build a part of a record, passing over fields of a later version."""
+    return kind(**{each.name: data[each.name] for each in dataclasses.fields(kind) if each.name in data})
+
+
 @dataclass(frozen=True)
 class Instance:
     """A VM as it was asked for. libvirt knows what runs; everything else is here."""
@@ -62,6 +92,9 @@ class Instance:
     virt_type: str
     libvirt_uri: str
     git: GitShare = GitShare()
+    secrets_profile: str = DEFAULT_PROFILE
+    egress: Egress = field(default_factory=Egress)
+    keys: Keys = field(default_factory=Keys)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Instance:
@@ -70,15 +103,28 @@ class Instance:
         Raises:
             KeyError: A field is missing.
         """
-        values = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name != "git"}
-        # A record of the time before git was shared has none.
-        git = data.get("git", {})
-        known = {field.name: git[field.name] for field in dataclasses.fields(GitShare) if field.name in git}
-        return cls(**values, git=GitShare(**known))
+        parts = {"git": GitShare, "egress": Egress, "keys": Keys}
+        later = {*parts, "secrets_profile"}
+        values = {each.name: data[each.name] for each in dataclasses.fields(cls) if each.name not in later}
+        # A record of the time before there was such a part, or profiles, has none.
+        values.update({name: _known(kind, data.get(name, {})) for name, kind in parts.items()})
+        return cls(**values, secrets_profile=data.get("secrets_profile", DEFAULT_PROFILE))
+
+    @property
+    def tap(self) -> str:
+        """Name the host's end of the VM's network card."""
+        return tap_name(self.uuid)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain data."""
         return dataclasses.asdict(self)
+
+
+START_LOCK_SECONDS = 300.0
+"""How long to wait for another start of the same VM: more than an emulated fork may take, see ``IDENTITY_SECONDS``."""
+
+RENDERED = "vmw-identity"
+"""Name of the file in the seed that has the user data as the golden image's own program reads it."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +180,21 @@ class InstanceFiles:
         return self.directory / "git-masks"
 
     @property
+    def guest_secrets(self) -> Path:
+        """Hold what the guest sees in place of the keys that stay on the host."""
+        return self.directory / "guest-secrets"
+
+    @property
+    def usage(self) -> Path:
+        """Count, by day, the requests into which the host has put a key."""
+        return self.directory / "usage.json"
+
+    @property
+    def refused(self) -> Path:
+        """List the names of hosts that the proxy has refused."""
+        return self.directory / "refused.json"
+
+    @property
     def host_key(self) -> Path:
         """Hold the guest's SSH host key, made on the host so that it can be pinned."""
         return self.directory / "ssh_host_ed25519_key"
@@ -154,6 +215,16 @@ class InstanceFiles:
         return self.directory / "fingerprint.json"
 
     @property
+    def memory(self) -> Path:
+        """Hold the memory that a fork begins with, until libvirt has loaded it."""
+        return self.directory / "memory"
+
+    @property
+    def fork(self) -> Path:
+        """Tell, while it is there, how far the VM has come on its way from a template: a ``Progress`` of ``fork``."""
+        return self.directory / "fork.json"
+
+    @property
     def leaving(self) -> Path:
         """Say, while it is there, that the VM is being removed."""
         return self.directory / "leaving"
@@ -163,11 +234,20 @@ class InstanceFiles:
         """Name the lock on what is made of this VM, apart from the locks that are no VM's."""
         return f"vm-{self.name}"
 
+    def start_lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock on starting this VM, which is held as well while a template's memory is loaded in the background.
+
+        Raises:
+            VmwError: Somebody else holds it for longer than a start takes.
+        """
+        return self.state.lock(f"start-{self.name}", START_LOCK_SECONDS)
+
     def made_here(self, file: str) -> bool:
         """Tell whether a name in the directory is one of ours: a file of this VM, one on the way to be, or a log's older part."""
         own = (
             *(self.record, self.disk, self.seed, self.seed_sources, self.domain, self.console, self.host_key),
             *(self.known_hosts, self.ssh_config, self.fingerprint, self.leaving, self.git_dir, self.git_masks),
+            *(self.memory, self.fork, self.guest_secrets, self.usage, self.refused),
         )
         stems = {path.name for path in own} | {self.disk.stem, self.seed.stem}
         return any(file == stem or file.startswith((f"{stem}.", f".{stem}.")) for stem in stems)

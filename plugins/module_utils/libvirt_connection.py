@@ -110,6 +110,20 @@ def is_running(domain: Any) -> bool:  # noqa: ANN401
     return domain is not None and bool(domain.isActive())
 
 
+def has_saved_memory(domain: Any) -> bool:  # noqa: ANN401
+    """Tell whether a domain, or ``None``, is off with its memory saved, so that its next start goes on from there."""
+    return domain is not None and not domain.isActive() and bool(domain.hasManagedSaveImage(0))
+
+
+def domain_state(domain: Any) -> str:  # noqa: ANN401
+    """Return ``running``, ``suspended``, ``shut off``, or ``undefined`` for ``None``."""
+    if domain is None:
+        return "undefined"
+    if is_running(domain):
+        return "running"
+    return "suspended" if has_saved_memory(domain) else "shut off"
+
+
 def _ipv4(interfaces: dict[str, Any], mac: str) -> str:
     for interface in interfaces.values():
         if (interface.get("hwaddr") or "").lower() != mac:

@@ -31,10 +31,27 @@ def check_name(name: str) -> str:
         VmwError: It is no DNS label of lower-case letters, digits and hyphens.
     """
     if not is_name(name) or name in _RESERVED:
-        message = f"{name!r} cannot name a VM"
-        hint = f"use 1 to {MAX_LENGTH} lower-case letters, digits and hyphens, with no hyphen at either end"
-        raise VmwError(message, hint, "usage")
+        raise _no_label(name, "a VM")
     return name
+
+
+def check_profile(name: str) -> str:
+    """Return ``name`` when it can name a secrets profile: a plain label, which leads out of no directory.
+
+    Args:
+        name: A name the user chose.
+
+    Raises:
+        VmwError: It is no label of lower-case letters, digits and hyphens.
+    """
+    if not is_name(name):
+        raise _no_label(name, "a secrets profile")
+    return name
+
+
+def _no_label(name: str, what: str) -> VmwError:
+    hint = f"use 1 to {MAX_LENGTH} lower-case letters, digits and hyphens, with no hyphen at either end"
+    return VmwError(f"{name!r} cannot name {what}", hint, "usage")
 
 
 def name_for(component: str) -> str:

@@ -66,6 +66,7 @@ class ShareSpec:
             host's programs would follow, nor FIFOs and devices.
         scratch: Whether the share shows of the directory only what the binds name, and keeps the rest in memory until it ends.
         mirrors: Copies that follow the host's files while the share is served.
+        fresh: Whether the guest sees each change at once, for which it asks the host each time, instead of within a second.
     """
 
     tag: str
@@ -75,6 +76,7 @@ class ShareSpec:
     plain: bool = False
     scratch: bool = False
     mirrors: tuple[Mirror, ...] = ()
+    fresh: bool = False
 
     @property
     def mirrored_paths(self) -> list[str]:
@@ -133,12 +135,16 @@ def quote(argument: str) -> str:
 
 
 def _daemon_options(daemon: Daemon, share: ShareSpec, uid: int, gid: int) -> list[str]:
-    options = ["--fd=3", "--shared-dir=/share", "--sandbox=none", "--cache=auto"]
+    cache = "never" if share.fresh else "auto"
+    options = ["--fd=3", "--shared-dir=/share", "--sandbox=none", f"--cache={cache}"]
     if "translate-uid" in daemon.options:
         # Every id the guest uses becomes the user's own, so that also `sudo npm install` and chown work in the share.
         options += [f"--translate-uid=squash-guest:0:{uid}:{ALL_IDS}", f"--translate-gid=squash-guest:0:{gid}:{ALL_IDS}"]
     if share.read_only and "readonly" in daemon.options:
         options.append("--readonly")
+    if "migration-on-error" in daemon.options:
+        # A suspended VM whose guest knew a file that is gone by now could never be resumed otherwise.
+        options.append("--migration-on-error=guest-error")
     return options
 
 

@@ -9,19 +9,27 @@ import fcntl
 import json
 import os
 import pwd
+import shlex
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.naming import check_profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 QEMU_USERS = ("libvirt-qemu", "qemu")
 """Users under which distributions run system QEMU: Debian, Ubuntu and Arch; Fedora."""
+
+DEFAULT_PROFILE = "default"
+"""The secrets profile of a VM for which nobody chose one."""
+
+LOCK_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,16 @@ class State:
 
     @property
     def secrets(self) -> Path:
-        """Hold the user's API keys, which every guest may read."""
+        """Hold one directory of API keys per secrets profile; no guest sees this one."""
         return self.root / "secrets"
+
+    def secrets_of(self, profile: str) -> Path:
+        """Hold the API keys of one profile, which its guests may read.
+
+        Raises:
+            VmwError: ``profile`` could not name one, so that it never leads out of the secrets' directory.
+        """
+        return self.secrets / check_profile(profile)
 
     @property
     def progress(self) -> Path:
@@ -61,17 +77,48 @@ class State:
         return self.root / "progress.json"
 
     @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str, timeout: float | None = None) -> Iterator[None]:
         """Hold an exclusive lock shared by all of vmw's processes of this user.
 
         Args:
             name: What is locked; different names do not wait for each other.
+            timeout: How long to wait for it, in seconds; as long as it takes by default.
+
+        Raises:
+            VmwError: It was not free in time.
         """
         directory = self.root / "locks"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (directory / name).open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            if timeout is None:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            else:
+                _lock_in_time(handle, name, timeout)
             yield
+
+
+def _try_lock(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock_in_time(handle: IO[str], name: str, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not _try_lock(handle):
+        if time.monotonic() >= deadline:
+            message = f"another vmw has held the lock {name!r} for {timeout:.0f} s"
+            hint = f"`fuser {shlex.quote(handle.name)}` shows which process; try again when it is done"
+            raise VmwError(message, hint, "conflict")
+        time.sleep(LOCK_POLL_SECONDS)
+
+
+def read_exactly(path: Path) -> str:
+    """Read a file's text with its carriage returns, which `Path.read_text` turns into line feeds."""
+    with path.open(newline="") as handle:
+        return handle.read()
 
 
 def write_file(path: Path, content: str, mode: int = 0o644) -> bool:
@@ -85,7 +132,7 @@ def write_file(path: Path, content: str, mode: int = 0o644) -> bool:
     Returns:
         Whether content or mode changed.
     """
-    if path.is_file() and path.read_text() == content and path.stat().st_mode & 0o777 == mode:
+    if path.is_file() and read_exactly(path) == content and path.stat().st_mode & 0o777 == mode:
         return False
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -126,6 +173,18 @@ def qemu_peer(libvirt_uri: str) -> str:
         libvirt_uri: The connection by which the VM runs.
     """
     return "" if libvirt_uri.endswith("/session") else qemu_user()
+
+
+def qemu_label(peer: str) -> str:
+    """Return ``+uid:+gid`` of QEMU's user for a domain's label, or an empty string where QEMU runs as the calling user.
+
+    Args:
+        peer: See `qemu_peer`.
+    """
+    if not peer:
+        return ""
+    entry = pwd.getpwnam(peer)
+    return f"+{entry.pw_uid}:+{entry.pw_gid}"
 
 
 def command(*argv: str, hint: str = "") -> str:

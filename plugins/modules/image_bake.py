@@ -55,9 +55,9 @@ options:
     description: Its digest.
     type: str
     required: true
-  script:
-    description: The bash script that the builder runs.
-    type: str
+  files:
+    description: The files that the builder gets, by name. It runs C(bake.sh).
+    type: dict
     required: true
   steps:
     description: The script's steps in their order.
@@ -109,7 +109,8 @@ EXAMPLES = r"""
     base_image: /home/me/.config/vmw/images/.download/0d1f
     base_image_url: https://images.example.org/debian-12.qcow2
     base_image_sha512: 0d1f
-    script: "{{ lookup('ansible.builtin.file', 'bake.sh') }}"
+    files:
+      bake.sh: "{{ lookup('ansible.builtin.file', 'bake.sh') }}"
     steps:
       - name: packages
         title: Install the packages
@@ -182,6 +183,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.state import (
     command,
     grant,
     open_way,
+    qemu_label,
     qemu_peer,
     write_file,
     write_json,
@@ -300,14 +302,11 @@ class Baker:
         with build.handover.open("wb") as handle:
             handle.truncate(HANDOVER_BYTES)
         build.console.touch(mode=0o644)
-        label = ""
         if peer:
             open_way(build.overlay, peer)
             open_way(Path(base), peer)
             grant(build.overlay, peer, "rw-")
             grant(build.handover, peer, "rw-")
-            entry = pwd.getpwnam(peer)
-            label = f"+{entry.pw_uid}:+{entry.pw_gid}"
         return Builder(
             name=name,
             virt_type=self.virt_type,
@@ -320,7 +319,7 @@ class Baker:
             seed=str(build.seed),
             handover=str(build.handover),
             console=str(build.console),
-            label=label,
+            label=qemu_label(peer),
         )
 
     def _make_seed(self, name: str) -> None:
@@ -328,7 +327,10 @@ class Baker:
         sources = self.build.directory / "seed"
         sources.mkdir()
         settings = {key: str(value) for key, value in self.params["settings"].items()}
-        texts = seed_files(name, self.params["script"] + "\n", settings_file(settings, self.steps), certificates)
+        # The uid of whoever the VMs will belong to, also where root bakes.
+        settings["GUEST_UID"] = str(self.build.state.root.stat().st_uid)
+        files = {key: str(value) for key, value in self.params["files"].items()}
+        texts = seed_files(name, {**files, "settings": settings_file(settings, self.steps)}, certificates)
         for file, text in texts.items():
             write_file(sources / file, text)
         command(
@@ -639,7 +641,7 @@ def main() -> None:
             "base_image": {"type": "path", "required": True},
             "base_image_url": {"type": "str", "required": True},
             "base_image_sha512": {"type": "str", "required": True},
-            "script": {"type": "str", "required": True},
+            "files": {"type": "dict", "required": True},
             "steps": {
                 "type": "list",
                 "elements": "dict",

@@ -12,6 +12,7 @@ version_added: 0.1.0
 author: The vmw authors (@vmw-dev)
 description:
   - Removes the generations that are neither the current one nor named by any VM's record.
+  - Removes the templates of the other generations that are not the current one, as nothing is forked of them any more.
   - Removes what an interrupted build left behind, too.
   - Removes nothing at all while a VM's record cannot be read.
 attributes:
@@ -36,7 +37,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 removed:
-  description: Names of the generations removed, the oldest first.
+  description: Names of the generations removed, the oldest first, and in words whose templates.
   returned: success
   type: list
   elements: str
@@ -60,14 +61,15 @@ from ansible_collections.vmw.worktree.plugins.module_utils.image import (
     used_generations,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
+from ansible_collections.vmw.worktree.plugins.module_utils.template import DIRECTORY
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def disk_usage(directory: Path) -> int:
-    """Return the bytes that a directory's files take on the disk."""
-    return sum(path.stat().st_blocks * 512 for path in directory.iterdir())
+    """Return the bytes that a directory's files, and those below it, take on the disk."""
+    return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*"))
 
 
 def set_aside(directory: Path) -> None:
@@ -82,15 +84,22 @@ def prune(module: AnsibleModule) -> dict[str, Any]:
         return {"changed": False, "removed": [], "freed_bytes": 0}
     with state.lock(LOCK):
         current = current_generation(state)
-        names = removable(generations(state), current.generation if current else "", used_generations(state))
-        freed = sum(disk_usage(state.images / name) for name in names)
+        newest = current.generation if current else ""
+        found = generations(state)
+        names = removable(found, newest, used_generations(state))
+        kept = [name for name in found if name not in {*names, newest}]
+        templates = [directory for name in kept if (directory := state.images / name / DIRECTORY).is_dir()]
+        freed = sum(disk_usage(directory) for directory in [*(state.images / name for name in names), *templates])
         if not module.check_mode:
             for name in names:
                 set_aside(state.images / name)
+            for directory in templates:
+                shutil.rmtree(directory)
             # Nobody builds while we hold the lock.
             for leftover in state.images.glob(f"{BUILD_PREFIX}*"):
                 shutil.rmtree(leftover)
-    return {"changed": bool(names), "removed": names, "freed_bytes": freed}
+    removed = [*names, *(f"the template of {directory.parent.name}" for directory in templates)]
+    return {"changed": bool(removed), "removed": removed, "freed_bytes": freed}
 
 
 def main() -> None:

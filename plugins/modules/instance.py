@@ -59,6 +59,33 @@ options:
     type: str
     choices: [protected, isolated, none]
     default: protected
+  secrets_profile:
+    description: The secrets profile of a new VM, of which it sees C(secrets.env), when O(secrets) names none.
+    type: str
+    default: default
+  secrets:
+    description: The secrets profile that the VM is to have. An existing VM with another one is a failure.
+    type: str
+    default: ""
+  egress:
+    description: What a new VM may reach in the network; see M(vmw.worktree.egress), which changes it.
+    type: str
+    choices: [internet, allowlist, open, offline]
+    default: internet
+  keys:
+    description:
+      - How a new VM comes to the API keys of its secrets profile. V(file) shows them to it, read-only. V(proxy) keeps them on the
+        host, whose proxy puts them into the VM's requests.
+    type: str
+    choices: [file, proxy]
+    default: file
+  ssh_agent:
+    description:
+      - Whether plain ssh forwards the user's SSH agent to the VM, by the stanza that the user's own configuration can include.
+        Only V(forward) does; the filter of V(filter) is C(vmw ssh)'s.
+    type: str
+    choices: [forward, "off", filter]
+    default: forward
   virt_type:
     description: The accelerator.
     type: str
@@ -114,20 +141,26 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.accelerator import virt_type
 from ansible_collections.vmw.worktree.plugins.module_utils.audit import take as take_fingerprint
 from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import EMULATED_VCPUS
+from ansible_collections.vmw.worktree.plugins.module_utils.egress import INTERNET, MODES, Egress
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import read_layout
 from ansible_collections.vmw.worktree.plugins.module_utils.git_share import choose, prepare, release
 from ansible_collections.vmw.worktree.plugins.module_utils.image import Manifest, current_generation
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
+    FILE,
+    KEY_MODES,
     SCHEMA,
     Instance,
     InstanceFiles,
+    Keys,
     all_instances,
     files_of,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect, find_own_domain
-from ansible_collections.vmw.worktree.plugins.module_utils.naming import check_name, name_for
-from ansible_collections.vmw.worktree.plugins.module_utils.state import State, command, write_file
+from ansible_collections.vmw.worktree.plugins.module_utils.naming import check_name, check_profile, name_for
+from ansible_collections.vmw.worktree.plugins.module_utils.network_card import mac_address, taken_addresses
+from ansible_collections.vmw.worktree.plugins.module_utils.secrets_profiles import find_profile
+from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, State, command, write_file
 from ansible_collections.vmw.worktree.plugins.module_utils.worktree import check_worktree, overlap
 
 SIZES = ("memory_mib", "vcpus", "disk_gib")
@@ -207,17 +240,17 @@ def new_record(parameters: dict[str, Any], state: State, worktree: Path, name: s
         if parameters[size] < MINIMUM[size]:
             message = f"{size} is {parameters[size]}, and at least {MINIMUM[size]} are needed"
             raise VmwError(message, "ask for a larger VM", "usage")
+    profile = parameters["secrets"] or parameters["secrets_profile"]
+    if profile != DEFAULT_PROFILE:
+        find_profile(state, profile)
     manifest = golden_image(state, parameters["guest_user"])
     check_disk(state, manifest, parameters["disk_gib"])
     git = choose(worktree, read_layout(worktree), parameters["git_mode"], parameters["guest_user"], state)
-    identity = uuid.uuid4()
-    # 52:54:00 is the prefix of QEMU's and libvirt's own addresses.
-    mac = ":".join(("52", "54", "00", *(f"{byte:02x}" for byte in identity.bytes[-3:])))
     return Instance(
         schema=SCHEMA,
         name=name,
-        uuid=str(identity),
-        mac=mac,
+        uuid=str(uuid.uuid4()),
+        mac=mac_address(name, taken_addresses(state)),
         worktree=str(worktree),
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         memory_mib=parameters["memory_mib"],
@@ -231,6 +264,9 @@ def new_record(parameters: dict[str, Any], state: State, worktree: Path, name: s
         virt_type=virt_type(parameters["virt_type"]),
         libvirt_uri=parameters["libvirt_uri"],
         git=git,
+        secrets_profile=profile,
+        egress=Egress(parameters["egress"]),
+        keys=Keys(parameters["keys"]),
     )
 
 
@@ -262,6 +298,22 @@ def existing_record(state: State, worktree: Path, name: str) -> Instance | None:
             message = f"{worktree} overlaps {instance.worktree}, which the VM {instance.name!r} can change"
             raise VmwError(message, f"worktrees beside each other work; `vmw destroy {instance.name}` frees it", "conflict")
     return None
+
+
+def check_profile_kept(instance: Instance, asked: str) -> None:
+    """Refuse to take a VM for one with other secrets: what ran in it has seen those it was made with.
+
+    Args:
+        instance: The VM.
+        asked: The profile that the user asked for, or an empty string.
+
+    Raises:
+        VmwError: The VM has another one.
+    """
+    if asked and asked != instance.secrets_profile:
+        message = f"{instance.name} was made with the secrets profile {instance.secrets_profile!r}, and keeps it: not {asked!r}"
+        hint = f"`vmw start {instance.name}` starts it as it is; `vmw destroy {instance.name}` makes room for one with others"
+        raise VmwError(message, hint, "conflict")
 
 
 def can_write(instance: Instance, directory: Path) -> bool:
@@ -301,8 +353,17 @@ def refuse_remains(files: InstanceFiles, *, has_domain: bool) -> None:
         raise VmwError(message, f"remove them with `vmw destroy {files.name}`, and spawn again", "conflict")
 
 
-def write_identity(files: InstanceFiles, instance: Instance) -> bool:
-    """Make the SSH host key, pin it, and write the SSH stanza; return whether anything changed."""
+def write_identity(files: InstanceFiles, instance: Instance, *, forward_agent: bool = True) -> bool:
+    """Make the SSH host key, pin it, and write the SSH stanza.
+
+    Args:
+        files: The VM's files.
+        instance: Its record.
+        forward_agent: Whether plain ssh lends it the user's SSH agent.
+
+    Returns:
+        Whether anything changed.
+    """
     changed = False
     public_key = files.host_key.with_suffix(".pub")
     if not files.host_key.is_file() or not public_key.is_file():
@@ -323,9 +384,32 @@ def write_identity(files: InstanceFiles, instance: Instance) -> bool:
         f"  User {instance.guest_user}",
         f"  HostKeyAlias {instance.name}",
         f'  UserKnownHostsFile "{files.known_hosts}"',
-        "  ForwardAgent yes",
+        f"  ForwardAgent {'yes' if forward_agent else 'no'}",
     )
     return changed | write_file(files.ssh_config, "\n".join(stanza) + "\n", 0o600)
+
+
+def tell_kept(module: AnsibleModule, instance: Instance) -> None:
+    """Warn of what an existing VM keeps, whatever new ones get."""
+    parameters = module.params
+    for size in SIZES:
+        if parameters[size] != getattr(instance, size):
+            made = f"{size} {getattr(instance, size)}"
+            module.warn(f"{instance.name} was made with {made} and keeps it; {parameters[size]} applies to new VMs")
+    if instance.git.kind != "none" and parameters["git_mode"] != instance.git.mode:
+        module.warn(f"{instance.name} was made with git {instance.git.mode} and keeps it; destroy it to change that")
+    if parameters["egress"] != instance.egress.mode:
+        module.warn(
+            f"{instance.name} keeps its network policy {instance.egress.mode}; "
+            f"`vmw net {instance.name} {parameters['egress']}` changes it"
+        )
+    if parameters["keys"] != instance.keys.mode:
+        module.warn(f"{instance.name} was made with keys by {instance.keys.mode} and keeps that; destroy it to change it")
+    if not parameters["secrets"] and parameters["secrets_profile"] != instance.secrets_profile:
+        module.warn(
+            f"{instance.name} was made with the secrets profile {instance.secrets_profile} and keeps it; "
+            f"{parameters['secrets_profile']} applies to new VMs"
+        )
 
 
 def present(module: AnsibleModule) -> dict[str, Any]:
@@ -334,6 +418,7 @@ def present(module: AnsibleModule) -> dict[str, Any]:
     state = State.at(parameters["state_dir"])
     worktree = check_worktree(parameters["worktree"], state.root)
     name = check_name(parameters["name"]) if parameters["name"] else ""
+    asked = check_profile(parameters["secrets"]) if parameters["secrets"] else ""
     with contextlib.nullcontext() if module.check_mode else state.lock("instances"):
         instance = existing_record(state, worktree, name)
         files = InstanceFiles(state, instance.name if instance else name or name_for(worktree.name))
@@ -356,21 +441,15 @@ def present(module: AnsibleModule) -> dict[str, Any]:
                 files.save(instance)
         else:
             changed = False
-            for size in SIZES:
-                if parameters[size] != getattr(instance, size):
-                    module.warn(
-                        f"{instance.name} was made with {size} {getattr(instance, size)} and keeps it; "
-                        f"{parameters[size]} applies to new VMs"
-                    )
-            if instance.git.kind != "none" and parameters["git_mode"] != instance.git.mode:
-                module.warn(f"{instance.name} was made with git {instance.git.mode} and keeps it; destroy it to change that")
+            check_profile_kept(instance, asked)
+            tell_kept(module, instance)
         if not module.check_mode:
             if not files.disk.exists() and not files.fingerprint.exists():
                 # No guest has had the worktree yet.
                 prepare(instance, files)
                 take_fingerprint(files, instance)
                 changed = True
-            changed |= write_identity(files, instance)
+            changed |= write_identity(files, instance, forward_agent=parameters["ssh_agent"] == "forward")
     return {"changed": changed, "instance": instance.as_dict()}
 
 
@@ -446,6 +525,12 @@ def main() -> None:
             "bridge": {"type": "str"},
             "guest_user": {"type": "str"},
             "git_mode": {"type": "str", "choices": ["protected", "isolated", "none"], "default": "protected"},
+            # Names of profiles, which Ansible would take for secrets by these options' names.
+            "secrets_profile": {"type": "str", "default": DEFAULT_PROFILE, "no_log": False},
+            "secrets": {"type": "str", "default": "", "no_log": False},
+            "egress": {"type": "str", "choices": list(MODES), "default": INTERNET},
+            "keys": {"type": "str", "choices": list(KEY_MODES), "default": FILE, "no_log": False},
+            "ssh_agent": {"type": "str", "choices": ["forward", "off", "filter"], "default": "forward"},
             "virt_type": {"type": "str", "choices": ["auto", "kvm", "qemu"], "default": "auto"},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
         },

@@ -41,7 +41,9 @@ instance:
   returned: success
   type: dict
 state:
-  description: Whether the domain is V(running), V(shut off), or V(undefined), that is unknown to libvirt.
+  description: >-
+    Whether the domain is V(running), V(suspended), that is off with its memory saved, V(shut off), or V(undefined), that is
+    unknown to libvirt.
   returned: success
   type: str
 """
@@ -54,8 +56,8 @@ from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwErro
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles, files_of
 from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import (
     connect,
+    domain_state,
     find_own_domain,
-    is_running,
 )
 
 
@@ -80,8 +82,7 @@ def read(module: AnsibleModule) -> dict[str, Any]:
     if module.params["complete"]:
         check_complete(files, instance)
     domain = find_own_domain(connect(instance.libvirt_uri), files.name, str(files.record))
-    state = "undefined" if domain is None else "running" if is_running(domain) else "shut off"
-    return {"changed": False, "instance": instance.as_dict(), "state": state}
+    return {"changed": False, "instance": instance.as_dict(), "state": domain_state(domain)}
 
 
 def main() -> None:

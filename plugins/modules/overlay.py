@@ -13,6 +13,8 @@ author: The vmw authors (@vmw-dev)
 description:
   - Creates the copy-on-write disk of a recorded VM over the disk of its golden-image generation, and lets QEMU's user open it.
   - An existing disk is never replaced.
+  - With O(warm=true), and where there is a saved template that fits the VM, the disk is a copy of the template's, and the VM's
+    memory is loaded in the background, for M(vmw.worktree.domain) to complete.
 extends_documentation_fragment: [vmw.worktree.instance]
 attributes:
   check_mode:
@@ -21,6 +23,11 @@ attributes:
   diff_mode:
     support: none
     description: The result is one binary file.
+options:
+  warm:
+    description: Whether the VM may be started as a fork of a saved template.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -37,12 +44,39 @@ path:
   type: str
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmw.worktree.plugins.module_utils.disks import backing_file, create_overlay, open_to_qemu
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
+from ansible_collections.vmw.worktree.plugins.module_utils.fork import begin, find_template
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import files_of
-from ansible_collections.vmw.worktree.plugins.module_utils.state import command, grant, open_way, qemu_peer
+from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect
+
+if TYPE_CHECKING:
+    from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
+
+
+def create(files: InstanceFiles, instance: Instance, *, warm: bool) -> str:
+    """Make the disk: of a template, whose memory is loaded meanwhile, or an empty overlay.
+
+    Returns:
+        Why it is no fork of the template that there is.
+    """
+    template = find_template(files, instance, connect(instance.libvirt_uri)) if warm else None
+    reason = ""
+    if template:
+        try:
+            begin(files, instance, template)
+        except VmwError as error:
+            # A new golden image may just have replaced it.
+            reason = error.message
+        else:
+            return ""
+    # Of a fork that was begun and has no disk.
+    files.fork.unlink(missing_ok=True)
+    create_overlay(files.disk, backing_file(files, instance), instance.disk_gib)
+    return reason
 
 
 def make(module: AnsibleModule) -> dict[str, Any]:
@@ -51,29 +85,19 @@ def make(module: AnsibleModule) -> dict[str, Any]:
     if module.check_mode and not files.exists():
         return {"changed": True, "path": str(files.disk)}
     instance = files.load()
-    backing_file = files.state.images / instance.generation / "disk.qcow2"
     if module.check_mode:
         return {"changed": not files.disk.exists(), "path": str(files.disk)}
-    if not backing_file.is_file():
-        message = f"the golden image {instance.generation}, which {instance.name} is a clone of, is gone"
-        raise VmwError(message, f"its disk is lost: `vmw destroy {instance.name}` and spawn it anew")
+    backing_file(files, instance)
     # Two spawns of one worktree at once must not replace each other's disk.
-    with files.state.lock(files.lock_name):
+    with files.start_lock():
+        # Says so when somebody has begun to remove it meanwhile.
+        instance = files.load()
         changed = not files.disk.exists()
         if changed:
-            partial = files.disk.with_suffix(".partial")
-            # The generation's own file, never the link: a clone's backing file must not change under it.
-            command(
-                "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(backing_file), str(partial),
-                f"{instance.disk_gib}G",
-            )  # fmt: skip
-            partial.chmod(0o600)
-            partial.replace(files.disk)
-    peer = qemu_peer(instance.libvirt_uri)
-    if peer:
-        changed |= open_way(files.disk, peer)
-        changed |= open_way(backing_file, peer)
-        changed |= grant(files.disk, peer, "rw-")
+            reason = create(files, instance, warm=module.params["warm"])
+            if reason:
+                module.warn(f"{files.name} could not be forked of the template, and is started cold: {reason}")
+        changed |= open_to_qemu(files, instance)
     return {"changed": changed, "path": str(files.disk)}
 
 
@@ -83,6 +107,7 @@ def main() -> None:
         argument_spec={
             "state_dir": {"type": "str", "required": True},
             "name": {"type": "str", "required": True},
+            "warm": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

@@ -51,17 +51,19 @@ path:
 """
 
 import json
+import shlex
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
-from ansible_collections.vmw.worktree.plugins.module_utils.instance import GitShare, InstanceFiles, files_of
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import RENDERED, GitShare, InstanceFiles, files_of
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import GuestShare, shares_of
 from ansible_collections.vmw.worktree.plugins.module_utils.state import (
     command,
     grant,
     open_way,
     qemu_peer,
+    read_exactly,
     write_file,
 )
 
@@ -101,17 +103,41 @@ def quoted(value: str) -> str:
 
 def mounts(shares: list[GuestShare]) -> list[list[str]]:
     """Return the lines of fstab(5) that mount the shares."""
-    return [[share.spec.tag, fstab_path(share.mountpoint), "virtiofs", options_of(share), "0", "0"] for share in shares]
-
-
-def options_of(share: GuestShare) -> str:
-    """Return a share's mount options; cloud-init would make a directory for a path with a blank under its escaped name."""
-    return share.options + (",x-mount.mkdir" if fstab_path(share.mountpoint) != share.mountpoint else "")
+    return [
+        # mount(8) makes the directory: nobody else knows it in a guest that runs already.
+        [share.spec.tag, fstab_path(share.mountpoint), "virtiofs", f"{share.options},x-mount.mkdir", "0", "0"]
+        for share in shares
+    ]
 
 
 def fstab_path(path: str) -> str:
     """Escape a path for fstab(5)."""
     return path.replace("\\", "\\134").replace(" ", "\\040").replace("#", "\\043")
+
+
+def rendered(user_data: dict[str, Any], meta_data: dict[str, str]) -> str:
+    """Return the same identity as shell assignments, for the guest's own program, which reads them in no time.
+
+    Args:
+        user_data: The whole user data.
+        meta_data: The whole meta data.
+    """
+    user = user_data["users"][0]
+    keys = user_data["ssh_keys"]
+    values = {
+        "id": meta_data["instance-id"],
+        "machine": meta_data["instance-id"].replace("-", ""),
+        "host": user_data["hostname"],
+        "fqdn": user_data["fqdn"],
+        "private": keys["ed25519_private"],
+        "public": keys["ed25519_public"].rstrip("\n"),
+        "account": user["name"],
+        "uid": str(user["uid"]),
+        "authorized": "\n".join(user["ssh_authorized_keys"]),
+        "mounts": "\n".join("\t".join(line) for line in user_data["mounts"]),
+    }
+    files = [shlex.quote(word) for file in user_data["write_files"] for word in (file["path"], file["content"])]
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()) + f"set -- {' '.join(files)}\n"
 
 
 def sources(files: InstanceFiles, user_data: dict[str, Any], network_config: dict[str, Any]) -> dict[str, str]:
@@ -121,16 +147,18 @@ def sources(files: InstanceFiles, user_data: dict[str, Any], network_config: dic
         "ed25519_private": files.host_key.read_text(),
         "ed25519_public": files.host_key.with_suffix(".pub").read_text(),
     }
-    added = {
+    whole = {
+        **user_data,
         "ssh_keys": keys,
         "write_files": [{"path": "/etc/gitconfig", "content": git_config(instance.git)}],
         "mounts": mounts(shares_of(instance, files)),
     }
     meta_data = {"instance-id": instance.uuid, "local-hostname": instance.name}
     return {
-        "user-data": "#cloud-config\n" + json.dumps({**user_data, **added}, indent=2) + "\n",
+        "user-data": "#cloud-config\n" + json.dumps(whole, indent=2) + "\n",
         "meta-data": json.dumps(meta_data, indent=2) + "\n",
         "network-config": json.dumps(network_config, indent=2) + "\n",
+        RENDERED: rendered(whole, meta_data),
     }
 
 
@@ -164,7 +192,7 @@ def is_stale(module: AnsibleModule, files: InstanceFiles) -> bool:
         return True
     contents = sources(files, module.params["user_data"], module.params["network_config"])
     places = ((files.seed_sources / name, content) for name, content in contents.items())
-    return any(not path.is_file() or path.read_text() != content for path, content in places)
+    return any(not path.is_file() or read_exactly(path) != content for path, content in places)
 
 
 def make(module: AnsibleModule) -> dict[str, Any]:

@@ -33,6 +33,12 @@ options:
     description: Directory of the sockets, whose group is QEMU's; by default the calling user's own below C(/run/vmw).
     type: str
     default: ""
+  proxy_port:
+    description:
+      - The port of the user's proxy on the bridge, or 0 for the one of this user. A VM whose keys stay on the host is shown where
+        its requests go.
+    type: int
+    default: 0
 """
 
 EXAMPLES = r"""
@@ -61,10 +67,14 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmw.worktree.plugins.module_utils.bridge_address import bridge_address
+from ansible_collections.vmw.worktree.plugins.module_utils.egress import proxy_port
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
 from ansible_collections.vmw.worktree.plugins.module_utils.git_share import prepare
-from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles, files_of
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import PROXY, Instance, InstanceFiles, files_of
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import SECRETS, TAGS, shares_of
+from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import guest_secrets
+from ansible_collections.vmw.worktree.plugins.module_utils.secrets_profiles import find_profile, settle
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
     Daemon,
     ShareSpec,
@@ -78,35 +88,15 @@ from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
     unit_name,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State, command, write_file
+from ansible_collections.vmw.worktree.plugins.module_utils.user_units import loaded_units, systemctl, unit_directory
 
 WANTS = "sockets.target.wants"
 """Directory of the links by which the user's service manager starts enabled sockets."""
 
 
-def unit_directory() -> Path:
-    """Return the directory of the user's own units."""
-    return Path("~/.config/systemd/user").expanduser()
-
-
 def runtime_directory(module: AnsibleModule) -> str:
     """Return the directory of the sockets."""
     return module.params["runtime_dir"] or f"/run/vmw/{pwd.getpwuid(os.getuid()).pw_name}"
-
-
-def systemctl(*argv: str) -> str:
-    """Talk to the user's service manager, which lingers and so runs without a login."""
-    os.environ.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
-    return command("systemctl", "--user", *argv, hint="is lingering on? `vmw doctor` tells")
-
-
-def loaded_units(units: list[str]) -> list[str]:
-    """Return which of some units systemd holds; one whose file is gone runs on."""
-    if not Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}"), "systemd/private").exists():
-        # Without lingering and login there is no service manager, and so no unit.
-        return []
-    listing = systemctl("list-units", "--all", "--plain", "--no-legend", *units)
-    rows = [line.split() for line in listing.splitlines()]
-    return [row[0] for row in rows if row[1:3] != ["not-found", "inactive"]]
 
 
 def spec_of(share: ShareSpec, name: str) -> ShareSpec:
@@ -145,7 +135,8 @@ def write_units(name: str, runtime_dir: str, shares: list[ShareSpec], *, check_m
     daemon = Daemon.probed(binary, command(binary, "--help"))
     texts = {}
     for share in shares:
-        argv = command_line(daemon, share, os.getuid(), os.getgid())
+        # The user's own group, also in a shell that `sg libvirt` has started with another one.
+        argv = command_line(daemon, share, os.getuid(), pwd.getpwuid(os.getuid()).pw_gid)
         texts[f"{unit_name(name, share)}.socket"] = socket_unit(name, share, runtime_dir)
         texts[f"{unit_name(name, share)}.service"] = service_unit(name, share, argv)
         if share.mirrors:
@@ -158,6 +149,17 @@ def write_units(name: str, runtime_dir: str, shares: list[ShareSpec], *, check_m
     for unit, text in texts.items():
         changed |= write_file(directory / unit, text)
     return changed
+
+
+def hide_keys(module: AnsibleModule, instance: Instance, files: InstanceFiles) -> None:
+    """Write what the guest sees in place of its profile's keys, and tell which it does not get at all."""
+    path = find_profile(files.state, instance.secrets_profile)
+    port = proxy_port(module.params["proxy_port"], os.getuid())
+    text, left_out = guest_secrets(path.read_text(errors="replace"), instance.name, bridge_address(instance.bridge), port)
+    files.guest_secrets.mkdir(mode=0o700, exist_ok=True)
+    write_file(files.guest_secrets / path.name, text, 0o600)
+    if left_out:
+        module.warn(f"{instance.name} does not get {', '.join(left_out)}: no API that the proxy knows takes it")
 
 
 def present(module: AnsibleModule) -> dict[str, Any]:
@@ -181,7 +183,10 @@ def present(module: AnsibleModule) -> dict[str, Any]:
     if instance.git.kind == "none" and os.path.lexists(dot_git):
         module.warn(f"{name} can write {dot_git}, and so decides what git runs there on this machine; spawned anew, it cannot")
     if not module.check_mode:
+        settle(files.state)
         prepare(instance, files)
+        if instance.keys.mode == PROXY:
+            hide_keys(module, instance, files)
     shares = [share.spec if module.check_mode else spec_of(share.spec, name) for share in guest_shares]
     changed = write_units(name, runtime_dir, shares, check_mode=module.check_mode)
     if module.check_mode:
@@ -232,6 +237,7 @@ def main() -> None:
             "state_dir": {"type": "str", "required": True},
             "name": {"type": "str", "required": True},
             "runtime_dir": {"type": "str", "default": ""},
+            "proxy_port": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from testbed import container, hostimage, machine
+from testbed import container, handover, hostimage, machine
 from testbed.lab import GUARDED, GUARDED_NAME, make_guarded
 from testbed.person import HOME, STATE, Person, report
 from testbed.story import FEATURE_X, MAKE_PROJECT, FirstSpawn
@@ -23,6 +23,9 @@ REPOSITORY = Path(__file__).parents[2]
 ARTEFACTS = REPOSITORY / "tests" / "artefacts" / "e2e"
 KEEP = os.environ.get("VMW_E2E_HOST", "")
 """Name of a test host to use again and to leave, for work on the tests themselves."""
+GIVE_IMAGE = os.environ.get("VMW_E2E_GIVE_IMAGE", "")
+TAKE_IMAGE = os.environ.get("VMW_E2E_TAKE_IMAGE", "")
+"""Descriptors of a pipe from the lane that bakes the golden image to the one that takes it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,7 +54,12 @@ HOSTS = pytest.StashKey[set[str]]()
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.stash[HOSTS] = set()
-    shutil.rmtree(ARTEFACTS, ignore_errors=True)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # Another lane may have kept something of its own modules.
+    for module in {Path(str(item.path)).stem for item in session.items}:
+        shutil.rmtree(ARTEFACTS / module, ignore_errors=True)
 
 
 def collect_evidence(host: Container, target: Path) -> None:
@@ -120,6 +128,8 @@ def dev(request: pytest.FixtureRequest, make_host: Callable[[str], Container]) -
 @pytest.fixture(scope="session")
 def first_spawn(dev: Person) -> Iterator[FirstSpawn]:
     """Type the README's command on the fresh host, with the password, and do not wait for its end."""
+    if TAKE_IMAGE:
+        handover.take(dev.host, int(TAKE_IMAGE))
     spawn = FirstSpawn(dev)
     yield spawn
     if spawn.terminal:
@@ -131,6 +141,8 @@ def ready(first_spawn: FirstSpawn, dev: Person) -> Person:
     """Give the user once the host is set up and the first VM was made; fail at once when that failed."""
     spawned = first_spawn.finish()
     assert spawned.exit_code == 0, "\n".join(spawned.lines[-60:])
+    if GIVE_IMAGE:
+        handover.give(dev.host, int(GIVE_IMAGE))
     return dev
 
 

@@ -117,7 +117,7 @@ def test_the_next_run_carries_on_and_ctrl_c_ends_the_download(newcomer: Person, 
     with newcomer.terminal("~/vmw/vmw host") as terminal:
         type_password(terminal)
         newcomer.root(f"until ls {PART}/*.part; do sleep 0.2; done", timeout=300)
-        terminal.wait_for(r"[0-9.]+ [KM]iB of [0-9.]+ [MG]iB", 30)
+        terminal.wait_for(r"[0-9.]+ [KM]iB of [0-9.]+ [MG]iB", 60)
         assert interrupt(terminal, 60) == 130, terminal.text[-3000:]
     assert newcomer.leftovers() == ""
     assert int(newcomer.root(f"stat --format=%s {PART}/*.part")) > 0
@@ -146,7 +146,7 @@ def test_download_is_carried_on_and_ctrl_c_ends_the_bake(newcomer: Person, slow:
     newcomer.host.configure(vmw_bridge_uplink="none")
     with newcomer.terminal("~/vmw/vmw image build") as terminal:
         newcomer.root("until virsh -c qemu:///system list --name | grep vmw-bake; do sleep 0.5; done", timeout=120)
-        terminal.wait_for("Bake the golden image", 30)
+        terminal.wait_for("Bake the golden image", 60)
         assert interrupt(terminal, 60) == 130, terminal.text[-3000:]
     assert re.search(rf"GET /{standins.IMAGE_PATH}/{cloudimage.FILE} .* 206 ", log.read_text()[before:]), (
         "no byte range was asked for"

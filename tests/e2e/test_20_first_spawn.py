@@ -38,8 +38,7 @@ def test_progress_has_a_line_for_each_phase(first_spawn: FirstSpawn, ready: Pers
         "secrets",
         "golden image",
         "clone the golden image",
-        "wait for ssh",
-        "wait for the shares",
+        "start the vm and wait until it can be used",
     ):
         assert any(phase in line for line in lines), f"{phase} is not in {lines}"
 

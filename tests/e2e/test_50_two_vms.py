@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+from testbed.network import PUBLIC_NAME
 from testbed.person import STATE, Person, report
 from testbed.story import FEATURE_TWO, FEATURE_X, PROJECT, SMALL
 from testbed.terminal import INTERRUPT
@@ -35,7 +36,7 @@ def listed(person: Person) -> dict[str, dict[str, Any]]:
 def test_ctrl_c_while_the_guest_boots_leaves_no_process(feature_x: Person) -> None:
     words = " ".join(SMALL)
     with feature_x.terminal(f"~/vmw/vmw spawn '{FEATURE_TWO}' {words}") as terminal:
-        terminal.wait_for("Wait for the guest's address|Wait for SSH", 120)
+        terminal.wait_for("Start the VM and wait", 120)
         terminal.type(INTERRUPT)
         assert terminal.exit_code(60) == 130, terminal.text[-3000:]
     assert feature_x.leftovers() == ""
@@ -70,12 +71,18 @@ def test_one_vm_does_not_see_the_others_files(feature_two: Person) -> None:
     assert done.stdout == "/home/claude/repo/only-two-control\n", report(done)
 
 
-def test_guests_reach_each_other_and_the_world_by_name(feature_two: Person) -> None:
-    done = feature_two.ssh(
-        "feature-two", f"getent ahostsv4 feature-x.local && curl -sI {feature_two.host.url}/debian-12/SHA512SUMS"
-    )
-    assert feature_two.address("feature-x") in done.stdout, report(done)
+def test_guests_reach_the_world_by_name_and_not_each_other(feature_two: Person) -> None:
+    done = feature_two.ssh("feature-two", f"curl -sI http://{PUBLIC_NAME}/debian-12/SHA512SUMS")
     assert "HTTP/1.1 200" in done.stdout, report(done)
+    knock = f"timeout 5 bash -c 'exec 3<>/dev/tcp/{feature_two.address('feature-x')}/22 && head -c 3 <&3'"
+    assert feature_two.ssh("feature-two", knock).stdout == ""
+    assert feature_two.ssh("feature-two", "getent ahostsv4 feature-x.local").stdout == ""
+    for name in ("feature-x", "feature-two"):
+        assert feature_two.vmw("net", name, "open").returncode == 0
+    assert feature_two.ssh("feature-two", knock).stdout == "SSH"
+    for name in ("feature-x", "feature-two"):
+        assert feature_two.vmw("net", name, "internet").returncode == 0
+    assert feature_two.ssh("feature-two", knock).stdout == ""
 
 
 def test_list_agrees_with_libvirt(feature_two: Person) -> None:

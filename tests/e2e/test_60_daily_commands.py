@@ -135,9 +135,9 @@ def test_spawn_starts_a_stopped_vm(feature_x: Person) -> None:
 
 def test_destroy_asks_on_a_terminal_and_no_means_no(ready: Person) -> None:
     with ready.terminal("~/vmw/vmw destroy feature-x") as terminal:
-        terminal.wait_for(r"\[y/N\]", 30)
+        terminal.wait_for(r"\[y/N\]", 60)
         terminal.type("n\n")
-        assert terminal.exit_code(30) == 1
+        assert terminal.exit_code(60) == 1
     assert ready.domain_state("feature-x") == "running"
 
 

@@ -148,9 +148,9 @@ def test_missing_ssh_key_is_named(strange: Person) -> None:
         assert playbook.returncode == 2, report(playbook)
         assert "ssh-keygen" in playbook.stdout + playbook.stderr, report(playbook)
         with strange.terminal(f"~/vmw/vmw spawn {OK}") as terminal:
-            terminal.wait_for(r"\[y/N\]", 30)
+            terminal.wait_for(r"\[y/N\]", 60)
             terminal.type("n\n")
-            assert terminal.exit_code(30) == 3, terminal.text
+            assert terminal.exit_code(60) == 3, terminal.text
         assert not strange.exists(f"{HOME}/.ssh/id_ed25519")
     finally:
         strange.sh("mv ~/keys/id_* ~/.ssh && rmdir ~/keys", check=True)
@@ -206,12 +206,13 @@ def test_two_spawns_of_one_worktree_at_the_same_time_make_one_vm(strange: Person
 
 def test_two_worktrees_that_want_one_name_at_the_same_time_make_one_vm(strange: Person) -> None:
     strange.sh(f"mkdir -p {PLACE}/two/fine", check=True)
+    others = strange.domains()
     one, two = (f"~/vmw/vmw spawn {path} --no-wait {' '.join(SMALL)}" for path in (OK, f"{PLACE}/two/fine"))
     done = strange.sh(f"{one} & {two}; echo $?; wait $!; echo $?", timeout=300)
     try:
         codes = [line for line in done.stdout.splitlines() if line.isdigit()]
         assert sorted(codes) == ["0", "5"], report(done)
-        assert strange.domains() == ["fine"]
+        assert sorted(strange.domains()) == sorted([*others, "fine"])
     finally:
         strange.vmw("destroy", "fine", "--yes")
     assert strange.traces("fine") == []

@@ -39,8 +39,10 @@ def test_list_has_what_the_manifest_says(ready: Person, generation: str) -> None
     assert image["current"] is True
     for key in ("created", "node", "claude_code", "kernel"):
         assert image[key] == manifest[key]
-    blocks = ready.root(f"stat --format=%b {STATE}/images/{generation}/*").split()
+    blocks = ready.root(f"find {STATE}/images/{generation} -maxdepth 1 -type f -printf '%b '").split()
     assert image["size_bytes"] == sum(map(int, blocks)) * 512
+    blocks = ready.root(f"find {STATE}/images/{generation}/templates -type f -printf '%b '").split()
+    assert image["template_bytes"] == sum(map(int, blocks)) * 512 > 0
 
 
 def test_list_for_people_marks_the_current_one(ready: Person, generation: str) -> None:
@@ -57,6 +59,9 @@ def test_prune_removes_what_nothing_uses(ready: Person, generation: str) -> None
         assert done.returncode == 0, report(done)
         assert set(listed(ready)) == {generation, USED}
         assert not ready.exists(f"{STATE}/images/{OLD}")
+        # Nothing is forked of an older generation's template any more.
+        assert not ready.exists(f"{STATE}/images/{USED}/templates")
+        assert ready.exists(f"{STATE}/images/{generation}/templates")
         again = ready.vmw("image", "prune")
         assert again.returncode == 0, report(again)
     finally:

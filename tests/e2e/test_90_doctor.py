@@ -74,8 +74,15 @@ FAULTS = {
     ),
     "secrets": Fault(
         "secrets",
-        f"chmod 644 {STATE}/secrets/secrets.env",
-        f"stat --format=%a {STATE}/secrets/secrets.env | grep -x 600",
+        f"chmod 644 {STATE}/secrets/default/secrets.env",
+        f"stat --format=%a {STATE}/secrets/default/secrets.env | grep -x 600",
+    ),
+    "secrets-of-a-profile": Fault(
+        "secrets",
+        f"install -d -o dev -g dev -m 755 {STATE}/secrets/shown"
+        f" && install -o dev -g dev -m 600 /dev/null {STATE}/secrets/shown/secrets.env",
+        f"test ! -d {STATE}/secrets/shown || stat --format=%a {STATE}/secrets/shown | grep -x 700",
+        f"rm -rf {STATE}/secrets/shown",
     ),
     "socket-directory": Fault(
         "socket directory",

@@ -8,7 +8,7 @@ import json
 import pytest
 from testbed import hostimage, standins
 from testbed.person import HOME, PASSWORD_FILE, Person, report
-from testbed.story import PROJECT, SMALL
+from testbed.story import PROJECT
 
 BOOT_S = 400
 CLONE = f"{HOME}/Code/plain-clone"
@@ -29,7 +29,7 @@ def nat(ready: Person) -> Person:
 def guest(nat: Person) -> Person:
     """Give the user with a VM behind NAT, whose worktree is a clone with a `.git` directory of its own."""
     nat.sh(f"test -d {CLONE} || git clone -q {PROJECT} {CLONE}", check=True)
-    done = nat.vmw("spawn", CLONE, *SMALL, timeout=BOOT_S)
+    done = nat.vmw("spawn", CLONE, timeout=BOOT_S)
     assert done.returncode == 0, report(done)
     return nat
 
@@ -54,8 +54,20 @@ def test_guest_is_behind_the_bridge(guest: Person) -> None:
 
 
 def test_guest_reaches_the_outside(guest: Person) -> None:
-    done = guest.ssh(NAME, f"curl -sI {guest.host.url}/{standins.IMAGE_PATH}/SHA512SUMS")
+    done = guest.ssh(NAME, f"curl -sI {guest.host.public_url}/{standins.IMAGE_PATH}/SHA512SUMS")
     assert done.stdout.startswith("HTTP/1.1 200"), report(done)
+
+
+def test_guest_reaches_nothing_near(guest: Person) -> None:
+    gateway = guest.host.network.gateway
+    (entry,) = json.loads(guest.root("ip -json -4 address show br0"))[0]["addr_info"]
+    guest.root("systemd-run --quiet --collect --unit=e2e-web python3 -m http.server 8099 --bind 0.0.0.0")
+    look = [f"curl -s -o /dev/null --max-time 5 http://{place}; echo $?" for place in (gateway, f"{entry['local']}:8099")]
+    assert guest.ssh(NAME, "; ".join(look)).stdout.split() == ["28", "28"]
+    assert guest.vmw("net", NAME, "open").returncode == 0
+    assert guest.ssh(NAME, "; ".join(look)).stdout.split() == ["0", "0"]
+    assert guest.vmw("net", NAME, "internet").returncode == 0
+    guest.root("systemctl stop e2e-web.service")
 
 
 def test_shares_and_login_work(guest: Person) -> None:

@@ -307,7 +307,7 @@ def test_other_uplink_is_refused(host: RoleHost) -> None:
 def test_bridge_is_there_after_a_reboot(host: RoleHost) -> None:
     before = place(host, "br0")
     host.reboot()
-    assert wait_for_address(host, "br0", 30) == before.address
+    assert wait_for_address(host, "br0", LEASE_S) == before.address
     assert place(host, "br0") == before
     assert host.play("bridge", vmw_bridge_uplink="auto").changed == []
 

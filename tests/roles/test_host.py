@@ -1,9 +1,10 @@
-"""Roles kvm, mdns, bridge with NAT, and secrets, on a fresh Debian."""
+"""Roles kvm, mdns, bridge with NAT, packet_filter, and secrets, on a fresh Debian."""
 
 from __future__ import annotations
 
+import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from testbed import hostimage, machine
@@ -14,9 +15,13 @@ if TYPE_CHECKING:
     from testbed.hostimage import NicManager
     from testbed.roles import Play, RoleHost
 
-ROLES = ("kvm", "mdns", "bridge", "secrets")
+ROLES = ("kvm", "mdns", "bridge", "packet_filter", "secrets")
 HOME = f"/home/{hostimage.USER}"
 STATE = f"{HOME}/.config/vmw"
+ASK = (
+    'import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect("/run/vmw-filter.sock");'
+    ' s.sendall(sys.argv[1].encode() + b"\\n"); print(s.makefile().readline())'
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,8 @@ def host(fresh: RoleHost, play: Play) -> RoleHost:
 def test_check_mode_foresees_changes_on_a_fresh_host(foreseen: tuple[Play, list[str], list[str]]) -> None:
     play, _, _ = foreseen
     assert play.exit_code == 0, play.output[-6000:]
-    assert "Say which packages would be installed" in play.changed
+    assert {"Keep packet filters from cutting off the VMs", "Install the units"} <= set(play.changed)
+    assert '"libvirt-daemon-system"' in play.output
 
 
 def test_check_mode_changes_nothing(foreseen: tuple[Play, list[str], list[str]]) -> None:
@@ -163,9 +169,63 @@ def test_vms_get_through_dockers_filter(host: RoleHost) -> None:
         host.run("iptables -F FORWARD; iptables -F DOCKER-USER; iptables -X DOCKER-USER")
 
 
+def test_packet_filter_is_ready_and_starts_before_the_vms(host: RoleHost) -> None:
+    units = "vmw-filter.service vmw-filter.socket vmw-filter-refresh.timer"
+    assert host.run(f"systemctl is-active {units}; systemctl is-enabled {units}").split() == ["active"] * 3 + ["enabled"] * 3
+    assert host.run("stat --format='%a %U %G' /run/vmw-filter.sock") == "666 root root"
+    assert host.run("find /usr/local/lib/vmw ! -user root -o -perm /022 ! -type l") == ""
+    assert "vmw-filter.service" in host.run("systemctl show --property=After --value libvirtd.service").split()
+    assert host.run("systemctl --failed --quiet --no-legend list-units 'vmw-*'") == ""
+
+
+def test_packet_filter_does_what_the_user_asks(host: RoleHost) -> None:
+    policy = {
+        "name": "a",
+        "tap": "vmw-0000000a",
+        "mac": "52:54:00:00:00:0a",
+        "bridge": "br0",
+        "mode": "internet",
+        "proxy_port": 0,
+    }
+    assert ask_filter(host, verb="set", **policy) == {"ok": True, "changed": True}
+    assert ask_filter(host, verb="set", **policy) == {"ok": True, "changed": False}
+    assert ask_filter(host, verb="status") == {"ok": True, "version": 1, "loaded": True, "policies": [policy]}
+    assert ask_filter(host, verb="refused", name="a") == {"ok": True, "refused": []}
+    assert ask_filter(host, verb="set", **{**policy, "tap": "eth0"})["ok"] is False
+    assert "guard_0000000a" in host.run("nft list table bridge vmw")
+    question = json.dumps({"schema": 1, "verb": "status"})
+    stranger = host.run(f"setpriv --reuid=nobody --regid=nogroup --clear-groups python3 -c '{ASK}' '{question}'")
+    assert json.loads(stranger)["error"] == "you are not in the group libvirt"
+
+
+@pytest.mark.parametrize("verb", ["restart", "reload", "stop"])
+def test_packet_filter_outlives_the_hosts_own_firewall(host: RoleHost, verb: str) -> None:
+    host.run("systemctl start nftables.service")
+    host.run("nft add table inet marker")
+    host.run(f"systemctl {verb} nftables.service")
+    tables = host.run("nft list tables").splitlines()
+    assert "table inet marker" not in tables
+    assert {"table bridge vmw", "table inet vmw"} <= set(tables)
+    assert "guard_0000000a" in host.run("nft list table bridge vmw")
+
+
+def test_packet_filter_forgets_a_vm(host: RoleHost) -> None:
+    assert ask_filter(host, verb="remove", name="a") == {"ok": True, "changed": True}
+    assert ask_filter(host, verb="status")["policies"] == []
+    assert "guard_0000000a" not in host.run("nft list table bridge vmw")
+    host.run("systemctl start vmw-filter-refresh.service")
+
+
+def ask_filter(host: RoleHost, **fields: object) -> dict[str, Any]:
+    reply: dict[str, Any] = json.loads(host.run(f"python3 -c '{ASK}' '{json.dumps(fields)}'", user=hostimage.USER))
+    return reply
+
+
 def test_secrets_are_the_users_alone(host: RoleHost) -> None:
-    assert host.run(f"stat --format=%a {STATE}/secrets {STATE}/secrets/secrets.env").split() == ["700", "600"]
+    places = f"{STATE}/secrets {STATE}/secrets/default {STATE}/secrets/default/secrets.env"
+    assert host.run(f"stat --format=%a {places}").split() == ["700", "700", "600"]
     assert host.run(f"readlink {STATE}/secrets.env") == "secrets/secrets.env"
+    assert host.run(f"readlink {STATE}/secrets/secrets.env") == "default/secrets.env"
     lines = host.run(f"cat {STATE}/secrets.env", user=hostimage.USER).splitlines()
     assert [line for line in lines if not line.startswith("# ")] == [
         "ANTHROPIC_API_KEY=",
@@ -178,7 +238,7 @@ def test_existing_secrets_are_not_touched(host: RoleHost) -> None:
     host.run(f"echo 'ANTHROPIC_API_KEY=mine' > {STATE}/secrets/secrets.env; chmod 640 {STATE}/secrets/secrets.env")
     play = host.play("secrets")
     assert play.changed == []
-    assert host.run(f"cat {STATE}/secrets.env; stat --format=%a {STATE}/secrets/secrets.env").split() == [
+    assert host.run(f"cat {STATE}/secrets.env; stat --format=%a {STATE}/secrets/default/secrets.env").split() == [
         "ANTHROPIC_API_KEY=mine",
         "640",
     ]
@@ -193,8 +253,32 @@ def test_secrets_file_in_the_links_place_stays(host: RoleHost) -> None:
         "~", HOME
     )
     assert host.run(f"cat {STATE}/secrets.env") == "mine"
-    host.run(f"mv {STATE}/secrets.env {STATE}/secrets/secrets.env", user=hostimage.USER)
+    host.run(f"mv {STATE}/secrets.env {STATE}/secrets/default/secrets.env", user=hostimage.USER)
     assert host.play("secrets").changed == ["Link it to where the user looks for it"]
+
+
+def test_secrets_of_before_profiles_become_the_default_ones(host: RoleHost) -> None:
+    before = (
+        f"cd {STATE} && rm secrets/secrets.env && mv secrets new && mv new/default secrets && rmdir new"
+        " && echo ANTHROPIC_API_KEY=old > secrets/secrets.env"
+    )
+    host.run(before, user=hostimage.USER)
+    foreseen = host.play("secrets", check=True)
+    assert foreseen.changed == ["Make the file for the API keys"]
+    assert host.run(f"ls {STATE}/secrets") == "secrets.env"
+    assert host.play("secrets").changed == ["Make the file for the API keys"]
+    for path in ("secrets.env", "secrets/secrets.env", "secrets/default/secrets.env"):
+        assert host.run(f"cat {STATE}/{path}", user=hostimage.USER) == "ANTHROPIC_API_KEY=old"
+    assert host.play("secrets").changed == []
+
+
+def test_another_profile_is_made_beside_the_default_one(host: RoleHost) -> None:
+    for _ in range(2):
+        play = host.play("secrets", secrets_profile="work")
+        assert play.exit_code == 0, play.output[-3000:]
+    assert play.changed == []
+    assert host.run(f"stat --format=%a {STATE}/secrets/work {STATE}/secrets/work/secrets.env").split() == ["700", "600"]
+    assert host.run(f"cat {STATE}/secrets.env") == "ANTHROPIC_API_KEY=old"
 
 
 def test_everything_is_there_after_a_reboot(host: RoleHost) -> None:
@@ -203,6 +287,8 @@ def test_everything_is_there_after_a_reboot(host: RoleHost) -> None:
     assert host.run(f"systemctl is-active user@{hostimage.UID}.service") == "active"
     host.run("virsh list")
     assert host.run("virsh net-info vmw | grep Active").endswith("yes")
+    assert {"table bridge vmw", "table inet vmw"} <= set(host.run("nft list tables").splitlines())
+    assert ask_filter(host, verb="status")["loaded"] is True
     assert host.play(*ROLES, vmw_bridge_uplink="none").changed == []
 
 

@@ -25,7 +25,11 @@ class Layout:
         return self.root / "inventory" / "hosts.yml"
 
     def playbook(self, verb: str) -> Path:
-        """Return the playbook of a verb: host, image, prune, spawn, start, stop, audit, destroy, git_pull or git_push."""
+        """Return the playbook of a verb.
+
+        Args:
+            verb: host, secrets, image, prune, spawn, start, stop, suspend, resume, audit, port, destroy, git_pull or git_push.
+        """
         return self.root / "playbooks" / f"{verb}.yml"
 
     def make_importable(self) -> None:

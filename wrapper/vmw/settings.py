@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from vmw.errors import ExitCode, VmwError
+
+SSH_AGENT_MODES = ("forward", "off", "filter")
+"""What a guest is lent of the user's SSH agent: all of it, nothing, or chosen keys."""
 
 CONFIG_FILE = "~/.config/vmw/config.yml"
 
@@ -19,6 +23,8 @@ class Settings:
     vmw_state_dir: str = "~/.config/vmw"
     vmw_libvirt_uri: str = "qemu:///system"
     vmw_bridge: str = "br0"
+    vmw_ssh_agent: str = "forward"
+    vmw_ssh_agent_keys: list[str] = field(default_factory=list)
 
     @property
     def state_dir(self) -> Path:
@@ -58,15 +64,8 @@ def load_settings(path: Path | None = None) -> Settings:
     if not isinstance(data, dict):
         message = f"{path} holds no settings: expected lines like `vmw_memory_mib: 8192`"
         raise VmwError(message, "correct the file", ExitCode.USAGE)
-    values: dict[str, str] = {}
-    for field in fields(Settings):
-        value = data.get(field.name)
-        if value is None:
-            continue
-        if not isinstance(value, str) or "{{" in value:
-            message = f"{field.name} in {path} must be a plain string"
-            raise VmwError(message, "templates are possible in the other settings only", ExitCode.USAGE)
-        values[field.name] = value
+    names = [each.name for each in fields(Settings)]
+    values = {name: _checked(name, data[name], path) for name in names if data.get(name) is not None}
     settings = Settings(**values)
     try:
         settings.state_dir  # noqa: B018 - looked at for its complaint
@@ -74,6 +73,26 @@ def load_settings(path: Path | None = None) -> Settings:
         message = f"vmw_state_dir in {path} names the home of a user that does not exist: {settings.vmw_state_dir}"
         raise VmwError(message, "correct the file", ExitCode.USAGE) from error
     return settings
+
+
+def _checked(name: str, value: object, path: Path) -> Any:  # noqa: ANN401 - each setting has a type of its own
+    """Return the value of a setting.
+
+    Raises:
+        VmwError: It is none.
+    """
+    if name == "vmw_ssh_agent":
+        # YAML 1.1 takes the bare word for a truth value.
+        value = "off" if value is False else value
+        if value not in SSH_AGENT_MODES:
+            message = f"{name} in {path} must be one of {', '.join(SSH_AGENT_MODES)}"
+            raise VmwError(message, "correct the file", ExitCode.USAGE)
+    many = name == "vmw_ssh_agent_keys"
+    texts = value if many and isinstance(value, list) else [value]
+    if (many and not isinstance(value, list)) or not all(isinstance(text, str) and "{{" not in text for text in texts):
+        message = f"{name} in {path} must be {'a list of plain strings' if many else 'a plain string'}"
+        raise VmwError(message, "templates are possible in the other settings only", ExitCode.USAGE)
+    return value
 
 
 def log_dir() -> Path:

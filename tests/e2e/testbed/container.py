@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from testbed import cache, hostimage, machine, standins
 from testbed.machine import TestbedError
-from testbed.network import Network, end, start
+from testbed.network import SERVER, Network, end, start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +65,12 @@ class Container:
     @property
     def url(self) -> str:
         """Address of the stand-ins' web server, for the container and its guests."""
-        return f"http://{self.network.gateway}"
+        return f"http://{SERVER}"
+
+    @property
+    def public_url(self) -> str:
+        """Address of the same server outside of the LAN, where the guests may go."""
+        return f"http://{self.network.public}"
 
     @property
     def leader(self) -> int:
@@ -255,7 +260,7 @@ def up(name: str, manager: NicManager = "networkd") -> Container:
         network.create(directory)
         _mount(tree, directory)
         server_pid = start(
-            [sys.executable, str(Path(standins.__file__).with_name("server.py")), network.gateway, "80"],
+            [sys.executable, str(Path(standins.__file__).with_name("server.py")), "80", network.gateway, network.public],
             directory / "server.log",
             site,
         )

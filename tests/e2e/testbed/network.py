@@ -13,6 +13,15 @@ from testbed import machine
 if TYPE_CHECKING:
     from pathlib import Path
 
+PUBLIC_NAME = "public.example"
+"""A name, with all below it, that leads to the stand-ins' server by its public address."""
+
+INSIDE_NAME = "inside.example"
+"""A name that leads to the LAN's router, as an attacker's would."""
+
+SERVER = "stand-ins.test"
+"""Name of the build machine on every LAN, so that settings which name it are the same on each test host."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -40,6 +49,11 @@ class Network:
         """Address of the build machine on this LAN."""
         return f"10.213.{self.index}.1"
 
+    @property
+    def public(self) -> str:
+        """Another address of the build machine, one that to a packet filter is on the public internet."""
+        return f"11.213.{self.index}.1"
+
     def create(self, directory: Path) -> None:
         """Make the namespace and the LAN; dnsmasq keeps its files in `directory`."""
         self.remove(directory)
@@ -48,6 +62,7 @@ class Network:
             ["ip", "link", "add", self.link, "type", "veth", "peer", "name", self.nic,
              "netns", self.namespace],
             ["ip", "address", "add", f"{self.gateway}/24", "dev", self.link],
+            ["ip", "address", "add", f"{self.public}/32", "dev", self.link],
             ["ip", "link", "set", self.link, "up"],
             ["ip", "-n", self.namespace, "link", "set", "lo", "up"],
             ["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"],
@@ -68,11 +83,15 @@ class Network:
                 "--except-interface=lo",
                 "--bind-interfaces",
                 "--dhcp-authoritative",
+                f"--host-record={SERVER},{self.gateway}",
+                f"--local=/{SERVER}/",
                 f"--dhcp-range=10.213.{self.index}.50,10.213.{self.index}.250,1h",
                 f"--dhcp-leasefile={directory / 'dnsmasq.leases'}",
                 f"--pid-file={directory / 'dnsmasq.pid'}",
                 f"--log-facility={directory / 'dnsmasq.log'}",
                 "--log-dhcp",
+                f"--address=/{PUBLIC_NAME}/{self.public}",
+                f"--address=/{INSIDE_NAME}/{self.gateway}",
             ]
         )
 

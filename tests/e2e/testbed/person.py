@@ -24,7 +24,7 @@ PROMPT = rf"\[sudo\] password for {hostimage.USER}: "
 PLAYBOOK = f"{HOME}/vmw/.venv/bin/ansible-playbook"
 GUEST_USER = "claude"
 LOOKUPS = 4
-LEFTOVERS_S = 10
+LEFTOVERS_S = 30
 SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=20"
 
 Done = subprocess.CompletedProcess[str]

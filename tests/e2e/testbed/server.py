@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import threading
 import time
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -72,10 +73,13 @@ class Handler(SimpleHTTPRequestHandler):
 def main() -> None:
     """Serve until killed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("address")
     parser.add_argument("port", type=int)
+    parser.add_argument("address", nargs="+")
     arguments = parser.parse_args()
-    ThreadingHTTPServer((arguments.address, arguments.port), Handler).serve_forever()
+    servers = [ThreadingHTTPServer((address, arguments.port), Handler) for address in arguments.address]
+    for server in servers[1:]:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    servers[0].serve_forever()
 
 
 if __name__ == "__main__":

@@ -134,13 +134,14 @@ def test_the_settings_mean_the_same_to_bash(tmp_path: Path) -> None:
 
 
 def test_the_seed_has_script_settings_and_certificates() -> None:
-    files = seed_files("name", "#!/bin/bash\n", "A=1\n", ["first", "second"])
+    files = seed_files("name", {"bake.sh": "#!/bin/bash\n", "settings": "A=1\n", "init.sh": "exec\n"}, ["first", "second"])
     head, _, body = files["user-data"].partition("\n")
     assert head == "#cloud-config"
     written = {item["path"]: item["content"] for item in json.loads(body)["write_files"]}
     assert written == {
         "/run/vmw-bake/bake.sh": "#!/bin/bash\n",
         "/run/vmw-bake/settings": "A=1\n",
+        "/run/vmw-bake/init.sh": "exec\n",
         "/run/vmw-bake/ca/vmw-1.crt": "first",
         "/run/vmw-bake/ca/vmw-2.crt": "second",
     }
@@ -294,4 +295,11 @@ def test_prereleases_of_the_agent_are_fine() -> None:
 
 
 def test_clones_boot_by_the_roots_uuid() -> None:
-    assert command_line(Facts(**FACTS)).startswith("root=UUID=b7f0f8f4-32ad-4a6f-8f44-7d4f9c0b7d11 ro ")
+    words = command_line(Facts(**FACTS)).split()
+    assert "root=UUID=b7f0f8f4-32ad-4a6f-8f44-7d4f9c0b7d11" in words
+
+
+def test_clones_get_their_identity_before_systemd_on_a_root_that_can_be_written() -> None:
+    words = command_line(Facts(**FACTS)).split()
+    assert "init=/usr/lib/vmw/init" in words
+    assert "rw" in words

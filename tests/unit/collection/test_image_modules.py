@@ -240,6 +240,22 @@ def test_pruning_removes_what_nothing_uses(three_generations: Module) -> None:
     assert not three_generations.run("image_prune")["changed"]
 
 
+def test_pruning_removes_templates_of_which_nothing_is_forked_any_more(three_generations: Module) -> None:
+    images = three_generations.state_dir / "images"
+    for name in (OLD, NEW):
+        template = images / name / "templates" / "0123"
+        template.mkdir(parents=True)
+        (template / "memory").write_bytes(b"x" * 16384)
+    planned = three_generations.run("image_prune", _ansible_check_mode=True)
+    assert (images / OLD / "templates").exists()
+    done = three_generations.run("image_prune")
+    assert planned["removed"] == done["removed"] == [UNUSED, f"the template of {OLD}"]
+    assert done["freed_bytes"] >= 16384 + 8192
+    assert not (images / OLD / "templates").exists()
+    assert (images / OLD / "disk.qcow2").exists()
+    assert (images / NEW / "templates/0123/memory").exists()
+
+
 def test_pruning_stops_before_a_record_it_cannot_read(three_generations: Module) -> None:
     (three_generations.state_dir / "instances" / "one" / "instance.json").write_text("{")
     result = three_generations.run("image_prune")

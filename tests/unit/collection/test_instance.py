@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.vmw.worktree.plugins.module_utils.egress import Egress
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.image import BaseImage, Manifest
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
@@ -30,6 +32,10 @@ PARAMETERS: dict[str, Any] = {
     "bridge": "br0",
     "guest_user": "claude",
     "git_mode": "protected",
+    "egress": "internet",
+    "keys": "file",
+    "secrets_profile": "default",
+    "secrets": "",
     "virt_type": "qemu",
     "libvirt_uri": "qemu:///system",
 }
@@ -92,6 +98,98 @@ def test_a_record_of_the_time_before_git_was_shared_shares_none(state: State) ->
     assert files.load().git == GitShare()
 
 
+def test_a_record_of_the_time_before_profiles_has_the_default_one(state: State) -> None:
+    saved(state, "/w", "w")
+    files = files_of(str(state.root), "w")
+    data = {key: value for key, value in files.load().as_dict().items() if key != "secrets_profile"}
+    files.record.write_text(json.dumps(data))
+    assert files.load().secrets_profile == "default"
+    assert files.load().schema == 1
+
+
+def test_a_record_of_the_time_before_policies_has_the_default_ones(state: State) -> None:
+    saved(state, "/w", "w")
+    files = files_of(str(state.root), "w")
+    data = {key: value for key, value in files.load().as_dict().items() if key not in {"egress", "keys"}}
+    files.record.write_text(json.dumps(data))
+    assert files.load().egress == Egress("internet", [])
+    assert files.load().keys.mode == "file"
+
+
+@pytest.mark.parametrize("mode", ["internet", "offline"])
+def test_a_new_vm_has_the_policy_that_was_asked_for(state: State, mode: str) -> None:
+    instance = module.new_record({**PARAMETERS, "egress": mode}, state, Path("/w"), "w")
+    assert instance.egress == Egress(mode)
+    assert instance.tap == f"vmw-{instance.uuid[:8]}"
+
+
+def profile(state: State, name: str) -> Path:
+    """Make a secrets profile, and return its file."""
+    directory = state.secrets / name
+    directory.mkdir(mode=0o700, parents=True)
+    path = directory / "secrets.env"
+    path.touch(mode=0o600)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("asked", "setting", "expected"),
+    [("", "default", "default"), ("", "work", "work"), ("work", "default", "work"), ("default", "work", "default")],
+)
+def test_what_is_asked_for_comes_before_the_setting(state: State, asked: str, setting: str, expected: str) -> None:
+    profile(state, "work")
+    parameters = {**PARAMETERS, "secrets": asked, "secrets_profile": setting}
+    instance = module.new_record(parameters, state, Path("/w"), "w")
+    assert instance.secrets_profile == expected
+    files = InstanceFiles(state, "w")
+    files.save(instance)
+    assert files.load() == instance
+    assert json.loads(files.record.read_text())["secrets_profile"] == expected
+
+
+@pytest.mark.parametrize("parameter", ["secrets", "secrets_profile"])
+@pytest.mark.parametrize("name", ["work", "..", "../x", "a/b", "/etc", ".", "A", "a b", "-x", "{{ x }}", "x\n"])
+def test_a_profile_that_is_none_makes_no_vm(state: State, parameter: str, name: str) -> None:
+    (state.root / "x").mkdir()
+    (state.root / "x/secrets.env").touch(mode=0o600)
+    with pytest.raises(VmwError) as caught:
+        module.new_record({**PARAMETERS, parameter: name}, state, Path("/w"), "w")
+    assert caught.value.code == "usage"
+    if name == "work":
+        assert "`vmw secrets work`" in caught.value.hint
+        assert str(state.secrets / "work/secrets.env") in caught.value.message
+    else:
+        assert "cannot name a secrets profile" in caught.value.message
+    assert not state.instances.exists()
+
+
+def test_another_profile_than_a_vm_was_made_with_is_a_conflict(state: State) -> None:
+    instance = dataclasses.replace(saved(state, "/w", "w"), secrets_profile="work")
+    for same in ("", "work"):
+        module.check_profile_kept(instance, same)
+    for other in ("default", "home"):
+        with pytest.raises(VmwError) as caught:
+            module.check_profile_kept(instance, other)
+        assert caught.value.code == "conflict"
+        assert "'work'" in caught.value.message
+        assert f"'{other}'" in caught.value.message
+        assert "`vmw start w`" in caught.value.hint
+        assert "`vmw destroy w`" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("asked", "setting", "told"),
+    [("", "work", False), ("", "default", True), ("work", "default", False), ("work", "home", False)],
+)
+def test_a_setting_for_new_vms_is_no_conflict(state: State, asked: str, setting: str, *, told: bool) -> None:
+    instance = dataclasses.replace(saved(state, "/w", "w"), secrets_profile="work")
+    call = Call(state, "w")
+    call.params |= {**PARAMETERS, "secrets": asked, "secrets_profile": setting}
+    module.tell_kept(call, instance)
+    words = "w was made with the secrets profile work and keeps it; default applies to new VMs"
+    assert call.warnings == ([words] if told else [])
+
+
 def test_what_is_shared_of_git_comes_back_without_fields_of_a_later_version(state: State) -> None:
     git = GitShare("isolated", "linked", "/g/worktrees/w", "/g", "Jörg", "j@host")
     instance = dataclasses.replace(saved(state, "/w", "w"), git=git)
@@ -106,7 +204,11 @@ def test_what_is_shared_of_git_comes_back_without_fields_of_a_later_version(stat
 def test_a_new_record_has_an_identity_of_its_own(state: State) -> None:
     first, second = (module.new_record(PARAMETERS, state, Path("/w"), "w") for _ in range(2))
     assert first.uuid != second.uuid
-    assert first.mac != second.mac
+    # The card's address stays with the name, so that the network's does.
+    assert first.mac == second.mac
+    files_of(str(state.root), "w").directory.mkdir(parents=True)
+    files_of(str(state.root), "w").save(first)
+    assert module.new_record(PARAMETERS, state, Path("/w"), "w").mac != first.mac
     assert re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}", first.mac)
     assert first.generation == GENERATION
     assert first.authorized_keys == ["ssh-ed25519 AAAA dev@host"]
@@ -269,13 +371,19 @@ class Call:
     check_mode = False
 
     def __init__(self, state: State, name: str) -> None:
-        self.params = {"state_dir": str(state.root), "name": name}
+        self.params: dict[str, Any] = {"state_dir": str(state.root), "name": name}
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 def test_removal_takes_what_was_made_here_and_the_record_last(state: State) -> None:
     saved(state, "/w", "w")
     files = InstanceFiles(state, "w")
-    for path in (files.disk, files.console, files.directory / "console.log.0", files.directory / "disk.partial"):
+    for path in (files.disk, files.console, files.directory / "console.log.0", files.directory / "disk.partial", files.refused):
+        path.touch()
+    for path in (files.usage, files.directory / ".usage.json.4711"):
         path.touch()
     for directory in (files.seed_sources, files.git_dir, files.git_masks, files.directory / "git.partial"):
         directory.mkdir()
@@ -339,6 +447,27 @@ def test_the_host_key_is_made_once_and_pinned(state: State) -> None:
     public = files.host_key.with_suffix(".pub").read_text().split()
     assert files.known_hosts.read_text().split() == ["w", *public[:2]]
     assert "HostKeyAlias w" in files.ssh_config.read_text()
+
+
+@pytest.mark.parametrize(("forward", "shown"), [(True, "yes"), (False, "no")])
+def test_plain_ssh_forwards_the_agent_when_it_is_to(state: State, *, forward: bool, shown: str) -> None:
+    instance = saved(state, "/w", "w")
+    files = InstanceFiles(state, "w")
+    module.write_identity(files, instance, forward_agent=not forward)
+    assert module.write_identity(files, instance, forward_agent=forward)
+    assert not module.write_identity(files, instance, forward_agent=forward)
+    done = subprocess.run(["ssh", "-G", "-F", files.ssh_config, "w.local"], capture_output=True, text=True, check=True)
+    assert f"forwardagent {shown}" in done.stdout.splitlines()
+    assert "user claude" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(("value", "expected"), [(False, "off"), ("off", "off"), ("filter", "filter"), ("forward", "forward")])
+def test_a_bare_off_of_yaml_is_understood(value: object, expected: str) -> None:
+    """Ansible's own rule for choices; without it `vmw_ssh_agent: off` would be refused."""
+    specification = {"ssh_agent": {"type": "str", "choices": ["forward", "off", "filter"], "default": "forward"}}
+    result = ArgumentSpecValidator(specification).validate({"ssh_agent": value})
+    assert result.error_messages == []
+    assert result.validated_parameters["ssh_agent"] == expected
 
 
 def test_half_a_host_key_is_made_anew(state: State) -> None:

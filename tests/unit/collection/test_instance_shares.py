@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.git_share import prepare
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import (
     GIT,
@@ -66,8 +68,28 @@ def test_the_worktree_and_the_secrets_are_always_shared(vm: tuple[Instance, Inst
     assert (repo.spec.path, repo.mountpoint, repo.options) == (instance.worktree, "/home/claude/repo", RW)
     assert not repo.spec.read_only
     assert not repo.spec.scratch
-    assert (secrets.spec.path, secrets.mountpoint, secrets.options) == (str(files.state.secrets), "/home/claude/.secrets", RO)
+    keys = str(files.state.secrets / "default")
+    assert (secrets.spec.path, secrets.mountpoint, secrets.options) == (keys, "/home/claude/.secrets", RO)
     assert secrets.spec.read_only
+
+
+def test_a_vm_is_shown_its_own_profile_alone(vm: tuple[Instance, InstanceFiles]) -> None:
+    instance, files = vm
+    shares = by_tag((replace(instance, secrets_profile="work"), files))
+    assert shares[SECRETS].spec.path == str(files.state.secrets / "work")
+    assert shares[SECRETS].spec.read_only
+    assert shares[SECRETS].mountpoint == "/home/claude/.secrets"
+    for share in shares.values():
+        for path in (share.spec.path, *(each.source for each in share.spec.binds)):
+            for other in (files.state.secrets, files.state.secrets / "default", files.state.secrets / "works"):
+                assert not other.is_relative_to(path), share
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "/etc"])
+def test_a_record_with_a_profile_that_is_none_shares_nothing(tmp_path: Path, name: str) -> None:
+    instance, files = prepared("none", "none", tmp_path)
+    with pytest.raises(VmwError, match="cannot name a secrets profile"):
+        shares_of(replace(instance, secrets_profile=name), files)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import read_settings
@@ -12,8 +14,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares impor
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import ShareSpec
 from ansible_collections.vmw.worktree.plugins.modules import seed
 
-if TYPE_CHECKING:
-    from pathlib import Path
+ROOT = Path(__file__).parents[3]
 
 HOSTILE = (
     "Jörg 日本",
@@ -81,9 +82,70 @@ def mount(mountpoint: str) -> list[str]:
 
 
 def test_a_mount_has_every_field() -> None:
-    assert mount("/srv/repo") == ["vmw:git", "/srv/repo", "virtiofs", "rw,nosuid,nodev,nofail", "0", "0"]
+    assert mount("/srv/repo") == ["vmw:git", "/srv/repo", "virtiofs", "rw,nosuid,nodev,nofail,x-mount.mkdir", "0", "0"]
 
 
-@pytest.mark.parametrize(("path", "expected"), [("/srv/repo", False), ("/srv/a b", True), ("/srv/a#b", True), ("/a\\b", True)])
-def test_systemd_makes_the_directory_where_cloud_init_would_make_another(path: str, *, expected: bool) -> None:
-    assert ("x-mount.mkdir" in mount(path)[3].split(",")) == expected
+META = {"instance-id": "0bd16cbf-4c3a-4a46-9aee-0f6aa3e1f2a7", "local-hostname": "n"}
+VARIABLES = ("id", "machine", "host", "fqdn", "private", "public", "account", "uid", "authorized", "mounts")
+
+
+def user_data(**changed: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the user data of a VM."""
+    return {
+        "hostname": "n",
+        "fqdn": "n.local",
+        "users": [{"name": "claude", "uid": 1234, "ssh_authorized_keys": ["ssh-ed25519 AAAA one", "ssh-rsa BBBB two"]}],
+        "ssh_keys": {"ed25519_private": "-----BEGIN\nxyz\n-----END\n", "ed25519_public": "ssh-ed25519 CCCC n\n"},
+        "write_files": [{"path": "/etc/gitconfig", "content": "[user]\n\tname = x\n"}],
+        "mounts": [mount("/srv/a b"), mount("/srv/repo")],
+        **changed,
+    }
+
+
+def as_sh_reads(directory: Path, text: str) -> tuple[dict[str, str], list[str]]:
+    """Return the variables and the positional parameters that a shell has after it has read a rendered identity."""
+    file = directory / "words"
+    file.write_text(text, newline="")
+    quoted = " ".join(f'"${name}"' for name in VARIABLES)
+    # The dot command leaves the parameters that the file sets.
+    script = f'. "$1"; for value in {quoted} "$@"; do printf "%s\\0" "$value"; done'
+    done = subprocess.run(["sh", "-euc", script, "sh", str(file)], check=True, capture_output=True)
+    values = done.stdout.decode().split("\0")[:-1]
+    return dict(zip(VARIABLES, values, strict=False)), values[len(VARIABLES) :]
+
+
+def test_the_rendered_identity_says_what_the_user_data_says(tmp_path: Path) -> None:
+    values, files = as_sh_reads(tmp_path, seed.rendered(user_data(), META))
+    assert values == {
+        "id": META["instance-id"],
+        "machine": "0bd16cbf4c3a4a469aee0f6aa3e1f2a7",
+        "host": "n",
+        "fqdn": "n.local",
+        "private": "-----BEGIN\nxyz\n-----END\n",
+        "public": "ssh-ed25519 CCCC n",
+        "account": "claude",
+        "uid": "1234",
+        "authorized": "ssh-ed25519 AAAA one\nssh-rsa BBBB two",
+        "mounts": "\n".join("\t".join(mount(path)) for path in ("/srv/a b", "/srv/repo")),
+    }
+    assert files == ["/etc/gitconfig", "[user]\n\tname = x\n"]
+
+
+@pytest.mark.parametrize("value", [*HOSTILE, "'; touch /tmp/x; '", "$(id)", "'\\''", "a\\\nb"])
+def test_nothing_in_it_is_more_than_a_word_to_the_shell(tmp_path: Path, value: str) -> None:
+    data = user_data(
+        users=[{"name": "claude", "uid": 1, "ssh_authorized_keys": [value]}], write_files=[{"path": "/x", "content": value}]
+    )
+    values, files = as_sh_reads(tmp_path, seed.rendered(data, META))
+    assert values["authorized"] == value
+    assert files == ["/x", value]
+
+
+def test_the_guests_program_uses_what_the_host_assigns() -> None:
+    program = (ROOT / "roles/golden_image/files/identity.sh").read_text()
+    used = set(re.findall(r"\$(\w+)", re.sub(r"(?m)^\s*#.*|perl -e '[^']*'", "", program))) - {"1", "2"}
+    own = set(re.findall(r"(?m)^\s*(?:local )?(\w+)=|read -r ([\w ]+)", program))
+    assigned = {name for words in own for word in words for name in word.split()}
+    from_host = {*VARIABLES, "now", "entropy", "grown"}
+    assert used - assigned <= from_host
+    assert from_host - used == set()

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,6 +52,11 @@ def test_a_read_only_share_is_bound_read_only_whatever_the_daemon_can_do(daemon:
     assert binds(command_line(daemon, REPO, 1234, 1235))["/share"] == "--bind"
 
 
+def test_a_fresh_share_is_asked_each_time() -> None:
+    assert "--cache=never" in command_line(NEW, replace(SECRETS, fresh=True), 1, 1)
+    assert "--cache=auto" in command_line(NEW, SECRETS, 1, 1)
+
+
 def test_the_namespace_shows_nothing_but_the_share_and_the_system() -> None:
     argv = command_line(NEW, REPO, 1, 1)
     system = dict.fromkeys(("/usr", "/bin", "/lib", "/lib64", "/sbin"), "--ro-bind-try")
@@ -69,7 +75,12 @@ def test_options_are_used_where_the_daemon_has_them() -> None:
     assert "--readonly" not in command_line(OLD, SECRETS, 1, 1)
     assert "--translate-uid=squash-guest:0:1234:4294967295" in command_line(NEW, REPO, 1234, 1235)
     assert "--translate-gid=squash-guest:0:1235:4294967295" in command_line(NEW, REPO, 1234, 1235)
-    assert not [word for word in command_line(OLD, REPO, 1, 1) if word.startswith("--translate")]
+    assert not [word for word in command_line(OLD, REPO, 1, 1) if word.startswith(("--translate", "--migration"))]
+
+
+def test_a_file_that_is_gone_does_not_keep_a_suspended_vm_from_going_on() -> None:
+    daemon = Daemon("/x", frozenset({"migration-mode", "migration-on-error"}))
+    assert "--migration-on-error=guest-error" in command_line(daemon, SECRETS, 1, 1)
 
 
 def test_options_are_read_from_the_help_text() -> None:

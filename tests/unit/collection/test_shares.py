@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.vmw.worktree.plugins.module_utils import user_units
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import NO_LINK, Bind, Mirror, ShareSpec
 from ansible_collections.vmw.worktree.plugins.modules import shares
@@ -106,6 +107,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     (tmp_path / "systemd/private").touch()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr(shares, "systemctl", systemctl)
+    monkeypatch.setattr(user_units, "systemctl", systemctl)
     return told
 
 

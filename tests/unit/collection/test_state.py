@@ -62,6 +62,32 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert entered.is_set()
 
 
+def test_a_lock_that_is_not_free_in_time_is_told(tmp_path: Path) -> None:
+    here = State(tmp_path)
+    with here.lock("start-one"), pytest.raises(VmwError, match=r"'start-one' for 0 s") as caught, here.lock("start-one", 0.2):
+        pass
+    assert caught.value.code == "conflict"
+    assert str(tmp_path / "locks/start-one") in caught.value.hint
+    with here.lock("start-one", 0):
+        pass
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    here = State(tmp_path)
+    entered = threading.Event()
+
+    def second() -> None:
+        with here.lock("one", 30):
+            entered.set()
+
+    with here.lock("one"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join(5)
+    assert entered.is_set()
+
+
 def test_a_missing_program_and_a_failing_one_are_told_apart() -> None:
     with pytest.raises(VmwError) as missing:
         command("vmw-no-such-program")

@@ -10,7 +10,8 @@ import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
-from ansible_collections.vmw.worktree.plugins.modules import domain_definition, instance_info
+from ansible_collections.vmw.worktree.plugins.modules import domain as domain_module
+from ansible_collections.vmw.worktree.plugins.modules import instance_info
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,9 +22,13 @@ class Domain:
     """A domain of libvirt's."""
 
     active: bool
+    saved: bool = False
 
     def isActive(self) -> bool:  # noqa: N802 - libvirt's name
         return self.active
+
+    def hasManagedSaveImage(self, _flags: int) -> bool:  # noqa: N802 - libvirt's name
+        return self.saved
 
 
 @dataclass
@@ -45,7 +50,7 @@ class Libvirt:
 def libvirt(monkeypatch: pytest.MonkeyPatch) -> Libvirt:
     """Put the stand-in where the modules look for libvirt."""
     stand_in = Libvirt()
-    for module in (domain_definition, instance_info):
+    for module in (domain_module, instance_info):
         monkeypatch.setattr(module, "connect", stand_in.connect)
         monkeypatch.setattr(module, "find_own_domain", stand_in.find)
     return stand_in
@@ -90,23 +95,23 @@ def test_a_foreign_domain_stays_and_keeps_nothing_of_ours_from_being_removed(
         message = "libvirt already has a domain named 'one', which was not made by vmw"
         raise VmwError(message, "choose another name", "conflict")
 
-    monkeypatch.setattr(domain_definition, "find_own_domain", foreign)
+    monkeypatch.setattr(domain_module, "find_own_domain", foreign)
     warnings: list[str] = []
     call = module(files)
     call.warn = warnings.append
-    assert domain_definition.absent(call) == {"changed": False}
+    assert domain_module.absent(call) == {"changed": False}
     assert "not made by vmw" in warnings[0]
     files.record.unlink()
     files.directory.rmdir()
     with pytest.raises(VmwError) as caught:
-        domain_definition.absent(call)
+        domain_module.absent(call)
     assert caught.value.code == "conflict"
     assert "another name" not in caught.value.hint
 
 
 def test_a_domain_is_removed_where_it_was_made(files: InstanceFiles, libvirt: Libvirt) -> None:
     files.leaving.touch()
-    domain_definition.absent(module(files))
+    domain_module.absent(module(files))
     assert libvirt.uris == ["qemu:///session"]
 
 
@@ -115,12 +120,18 @@ def test_without_a_record_the_setting_tells_where(files: InstanceFiles, libvirt:
     files.record.unlink()
     if record:
         files.record.write_text(record)
-    assert domain_definition.absent(module(files)) == {"changed": False}
+    assert domain_module.absent(module(files)) == {"changed": False}
     assert libvirt.uris == ["qemu:///system"]
 
 
 @pytest.mark.parametrize(
-    ("domain", "state"), [(None, "undefined"), (Domain(active=False), "shut off"), (Domain(active=True), "running")]
+    ("domain", "state"),
+    [
+        (None, "undefined"),
+        (Domain(active=False), "shut off"),
+        (Domain(active=False, saved=True), "suspended"),
+        (Domain(active=True), "running"),
+    ],
 )
 def test_the_state_is_libvirts(files: InstanceFiles, libvirt: Libvirt, domain: Domain | None, state: str) -> None:
     libvirt.domain = domain

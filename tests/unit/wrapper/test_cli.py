@@ -9,37 +9,23 @@ import subprocess
 import sys
 import termios
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import audit, git_work
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
-from wrapper_support import ROOT
+from wrapper_support import ROOT, FakeAnsible
 
-from vmw import cli, commands
+from vmw import cli
+from vmw.commands import making, using
 from vmw.runner import playbook
 from vmw.services import doctor, group, host
+from vmw.services.agent import FORWARD, Lending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from vmw.runner.playbook import Run
-
-
-@dataclass
-class FakeAnsible:
-    """Stands where ansible-runner would be run."""
-
-    runs: list[Run] = field(default_factory=list)
-    results: dict[str, Any] = field(default_factory=dict)
-    changed: int = 1
-
-    def run(self, run: Run) -> playbook.Outcome:
-        self.runs.append(run)
-        return playbook.Outcome(self.results, self.changed)
 
 
 @pytest.fixture
@@ -69,6 +55,10 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "missing_for_builds", lambda _settings: [])
 
 
+SUSPENDED = """case "$*" in
+*domstats*) printf "one\\n\\nDomain: 'one'\\n  state.state=5\\n";;
+*with-managed-save*) echo one;;
+esac"""
 STATES = """case "$*" in *domstats*) printf "Domain: 'one'\\n  state.state={}\\n";; esac"""
 
 
@@ -90,6 +80,40 @@ def test_spawn(ansible: FakeAnsible, key: None, ready: None, tree: Path, capsys:
     assert captured.err.splitlines()[-1] == "work is ready. Connect with:"
 
 
+def test_spawn_with_a_profile(
+    ansible: FakeAnsible, key: None, ready: None, tree: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["spawn", str(tree), "--secrets", "work"]) == 2
+    assert "hint: `vmw secrets work` makes that file" in capsys.readouterr().err
+    assert ansible.runs == []
+    path = home / ".config/vmw/secrets/work/secrets.env"
+    path.parent.mkdir(mode=0o700, parents=True)
+    path.touch(mode=0o600)
+    assert cli.run(["spawn", str(tree), "--secrets", "work"]) == 0
+    assert ansible.runs[0].extra_vars["vmw_secrets"] == "work"
+    assert "vmw_secrets_profile" not in ansible.runs[0].extra_vars
+
+
+def test_a_profile_that_is_missing_is_told_before_the_machine_is_set_up(
+    ansible: FakeAnsible, key: None, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "missing", lambda _settings: ["virsh is not installed"])
+    assert cli.run(["spawn", str(tree), "--secrets", "work"]) == 2
+    assert ansible.runs == []
+
+
+@pytest.mark.parametrize(("words", "profile"), [(["work"], "work"), ([], "default")])
+def test_secrets_prints_the_path_alone(
+    ansible: FakeAnsible, capsys: pytest.CaptureFixture[str], words: list[str], profile: str
+) -> None:
+    ansible.results = {"secrets_file": f"/s/{profile}/secrets.env"}
+    assert cli.run(["secrets", *words]) == 0
+    assert [(run.verb, run.extra_vars) for run in ansible.runs] == [("secrets", {"vmw_secrets": profile})]
+    captured = capsys.readouterr()
+    assert captured.out == f"/s/{profile}/secrets.env\n"
+    assert profile in captured.err
+
+
 def test_spawn_json(ansible: FakeAnsible, key: None, ready: None, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ansible.results = {"instance": {"name": "work", "address": "10.0.0.5"}}
     assert cli.run(["spawn", str(tree), "--no-wait", "--json"]) == 0
@@ -97,8 +121,33 @@ def test_spawn_json(ansible: FakeAnsible, key: None, ready: None, tree: Path, ca
         "schema": 1,
         "instance": {"name": "work", "address": "10.0.0.5"},
         "connect": ["vmw", "ssh", "work"],
+        "timings": [
+            {"phase": "wrapper", "seconds": 1.0},
+            {"phase": "domain", "seconds": 2.5, "details": [{"phase": "kernel", "seconds": 2.0}]},
+            {"phase": "total", "seconds": 3.5},
+        ],
+        "resources": {
+            "wrapper_cpu_seconds": 0.5,
+            "wrapper_peak_mib": 26.0,
+            "ansible_cpu_seconds": 4.0,
+            "ansible_peak_mib": 61.0,
+        },
     }
     assert ansible.runs[0].extra_vars["vmw_wait"] is False
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_spawn_shows_the_timings_on_stderr(
+    ansible: FakeAnsible, key: None, ready: None, tree: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    ansible.results = {"instance": {"name": "work"}}
+    assert cli.run(["spawn", str(tree), *options]) == 0
+    without = capsys.readouterr()
+    assert "SECONDS" not in without.err
+    assert cli.run(["spawn", str(tree), "--timings", *options]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == without.out
+    assert "PHASE     SECONDS\nwrapper      1.00\ndomain       2.50\n  kernel     2.00\ntotal        3.50\n" in shown.err
 
 
 def test_spawn_sets_up_a_fresh_machine_first(
@@ -111,20 +160,52 @@ def test_spawn_sets_up_a_fresh_machine_first(
     assert "virsh is not installed, there is no golden image" in capsys.readouterr().err
 
 
+def _seconds_by_phase(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    return {row["phase"]: row["seconds"] for row in json.loads(capsys.readouterr().out)["timings"]}
+
+
+def test_setting_up_the_machine_is_a_phase_of_its_own(
+    ansible: FakeAnsible, key: None, tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(host, "missing", lambda _settings: ["there is no golden image"])
+    monkeypatch.setattr(making, "_set_up_host", lambda *_words: time.sleep(0.05))
+    assert cli.run(["spawn", str(tree), "--json"]) == 0
+    rows = _seconds_by_phase(capsys)
+    assert list(rows) == ["wrapper", "host set-up", "domain", "total"]
+    assert 0.05 <= rows["host set-up"] < 1
+    assert rows["wrapper"] + rows["host set-up"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("carried", "wrapper"), [("0.750", 0.25), ("0.000", 1.0), ("", 1.0), ("nonsense", 1.0)])
+def test_the_time_of_the_set_up_comes_along_with_the_new_group(
+    ansible: FakeAnsible,
+    key: None,
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    carried: str,
+    wrapper: float,
+) -> None:
+    monkeypatch.setenv(group.MARKER, str(os.getpid()))
+    monkeypatch.setenv(making.SET_UP_SECONDS, carried)
+    assert cli.run(["spawn", str(tree), "--json"]) == 0
+    assert _seconds_by_phase(capsys)["wrapper"] == wrapper
+
+
 def test_spawn_goes_on_with_the_new_group(
     ansible: FakeAnsible, key: None, ready: None, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[tuple[list[str], str]] = []
+    started: list[tuple[list[str], str, str]] = []
 
     def execute(_file: str, argv: list[str], environment: dict[str, str]) -> None:
-        started.append((argv, environment[group.MARKER]))
+        started.append((argv, environment[group.MARKER], environment[making.SET_UP_SECONDS]))
         raise SystemExit(0)
 
     monkeypatch.setattr(group, "reexec_argv", lambda command: ["sg", *command])
     monkeypatch.setattr(os, "execvpe", execute)
     with pytest.raises(SystemExit):
         cli.run(["spawn", str(tree)])
-    assert started == [(["sg", sys.executable, *sys.orig_argv[1:]], str(os.getpid()))]
+    assert started == [(["sg", sys.executable, *sys.orig_argv[1:]], str(os.getpid()), "0.000")]
     assert ansible.runs == []
 
 
@@ -191,39 +272,94 @@ def test_host(ansible: FakeAnsible, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err.splitlines()[-1] == "This machine is ready (1 changed)."
 
 
-@pytest.mark.parametrize(("state", "words"), [(5, "one runs."), (1, "one was running already.")])
+RUNNING, OFF = (f"""case "$*" in *domstats*) printf "Domain: 'one'\\n  state.state={state}\\n";; esac""" for state in (1, 5))
+
+
+@pytest.mark.parametrize(
+    ("virsh", "words"),
+    [
+        (OFF, "one runs."),
+        (RUNNING, "one was running already."),
+        (SUSPENDED, "one goes on where it was suspended."),
+    ],
+)
 def test_start(
     ansible: FakeAnsible,
     make_vm: Callable[..., Path],
     fake_program: Callable[[str, str], Path],
     capsys: pytest.CaptureFixture[str],
-    state: int,
+    virsh: str,
     words: str,
 ) -> None:
     make_vm("one")
-    fake_program("virsh", STATES.format(state))
+    fake_program("virsh", virsh)
     assert cli.run(["start", "one"]) == 0
     assert ansible.runs[0].extra_vars == {"vmw_name": "one"}
     assert capsys.readouterr().err.splitlines()[-1] == words
 
 
-@pytest.mark.parametrize(("state", "words"), [(1, "one is off."), (5, "one was off already.")])
+@pytest.mark.parametrize(
+    ("virsh", "words"), [(RUNNING, "one is off."), (OFF, "one was off already."), (SUSPENDED, "one is off.")]
+)
 def test_stop(
     ansible: FakeAnsible,
     make_vm: Callable[..., Path],
     fake_program: Callable[[str, str], Path],
     capsys: pytest.CaptureFixture[str],
-    state: int,
+    virsh: str,
     words: str,
 ) -> None:
     make_vm("one")
-    fake_program("virsh", STATES.format(state))
+    fake_program("virsh", virsh)
     assert cli.run(["stop", "one", "--force", "--timeout", "5"]) == 0
     assert ansible.runs[0].extra_vars == {"vmw_name": "one", "vmw_stop_timeout": 5, "vmw_stop_force": True}
     assert capsys.readouterr().err.splitlines()[-1] == words
 
 
-@pytest.mark.parametrize("command", [["start"], ["stop"], ["ssh"], ["logs"], ["git", "pull"], ["git", "push"]])
+@pytest.mark.parametrize(
+    ("virsh", "words"),
+    [
+        (RUNNING, "one is suspended. `vmw resume one` lets it go on."),
+        (OFF, "one was off already, and has no memory to save."),
+        (SUSPENDED, "one was suspended already."),
+    ],
+)
+def test_suspend(
+    ansible: FakeAnsible,
+    make_vm: Callable[..., Path],
+    fake_program: Callable[[str, str], Path],
+    capsys: pytest.CaptureFixture[str],
+    virsh: str,
+    words: str,
+) -> None:
+    make_vm("one")
+    fake_program("virsh", virsh)
+    assert cli.run(["suspend", "one", "--timeout", "60"]) == 0
+    assert [(run.verb, run.extra_vars) for run in ansible.runs] == [("suspend", {"vmw_name": "one", "vmw_suspend_timeout": 60})]
+    assert capsys.readouterr().err.splitlines()[-1] == words
+
+
+@pytest.mark.parametrize(
+    ("virsh", "words"), [(SUSPENDED, "one goes on where it was suspended."), (RUNNING, "one was running already.")]
+)
+def test_resume(
+    ansible: FakeAnsible,
+    make_vm: Callable[..., Path],
+    fake_program: Callable[[str, str], Path],
+    capsys: pytest.CaptureFixture[str],
+    virsh: str,
+    words: str,
+) -> None:
+    make_vm("one")
+    fake_program("virsh", virsh)
+    assert cli.run(["resume", "one"]) == 0
+    assert [(run.verb, run.extra_vars) for run in ansible.runs] == [("resume", {"vmw_name": "one"})]
+    assert capsys.readouterr().err.splitlines()[-1] == words
+
+
+@pytest.mark.parametrize(
+    "command", [["start"], ["stop"], ["suspend"], ["resume"], ["ssh"], ["logs"], ["port"], ["git", "pull"], ["git", "push"]]
+)
 def test_unknown_vm(
     ansible: FakeAnsible,
     make_vm: Callable[..., Path],
@@ -330,6 +466,18 @@ def test_destroy_what_is_left_of_the_shares(ansible: FakeAnsible, fake_program: 
     assert len(ansible.runs) == 1
 
 
+def test_destroy_what_is_left_of_the_ports(ansible: FakeAnsible, fake_program: Callable[[str, str], Path], home: Path) -> None:
+    fake_program("virsh", "echo \"error: failed to get domain 'one'\" >&2; exit 1")
+    units = home / ".config/systemd/user"
+    units.mkdir(parents=True)
+    (units / "vmw-one-port-8080.service").write_text("[X-vmw]\nGuestPort=80\n")
+    # `one-port` has no units, whatever the names of those of `one` look like.
+    assert cli.run(["destroy", "--yes", "one-port"]) == 0
+    assert ansible.runs == []
+    assert cli.run(["destroy", "--yes", "one"]) == 0
+    assert len(ansible.runs) == 1
+
+
 def test_destroy_of_a_name_that_starts_anothers(
     ansible: FakeAnsible, fake_program: Callable[[str, str], Path], home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -403,6 +551,21 @@ def test_destroy_tells_what_work_goes_before_it_asks(
     first, second = capsys.readouterr().err.splitlines()[:2]
     assert first == "warning: 3 commits exist only in this VM: `vmw git pull one` brings them over"
     assert second.startswith("Destroy one and everything on its disk?")
+
+
+def test_destroy_of_a_suspended_vm_names_its_memory(
+    ansible: FakeAnsible,
+    make_vm: Callable[..., Path],
+    fake_program: Callable[[str, str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_vm("one")
+    fake_program("virsh", SUSPENDED)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdin, "readline", lambda: "n\n", raising=False)
+    assert cli.run(["destroy", "one"]) == 1
+    assert "Destroy one, its saved memory and everything on its disk?" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -526,6 +689,7 @@ def test_list(make_vm: Callable[..., Path], fake_program: Callable[[str, str], P
     assert cli.run(["list", "--json"]) == 0
     vm = json.loads(capsys.readouterr().out)["vms"][0]
     assert vm["state"] == "shut off"
+    assert vm["secrets_profile"] == "default"
     assert vm["memory_mib"] == 4096
 
 
@@ -553,8 +717,9 @@ def test_list_with_libvirt_down(
 def test_ssh_hands_the_words_on(monkeypatch: pytest.MonkeyPatch, words: list[str], expected: list[str]) -> None:
     seen: list[list[str]] = []
 
-    def connection(_settings: object, name: str, command: list[str]) -> list[str]:
+    def connection(_settings: object, name: str, command: list[str], lending: Lending) -> list[str]:
         assert name == "one"
+        assert lending is FORWARD
         seen.append(command)
         return ["ssh"]
 
@@ -567,6 +732,62 @@ def test_ssh_hands_the_words_on(monkeypatch: pytest.MonkeyPatch, words: list[str
     with pytest.raises(SystemExit):
         cli.run(["ssh", "one", *words])
     assert seen == [expected]
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["--no-agent", "one"], []),
+        (["--no-agent", "one", "--", "env"], ["env"]),
+        (["one", "--no-agent"], []),
+        (["one", "--no-agent", "--", "ls", "--no-agent"], ["ls", "--no-agent"]),
+        (["one", "--no-agent", "ls"], ["ls"]),
+    ],
+)
+def test_ssh_without_the_agent(monkeypatch: pytest.MonkeyPatch, words: list[str], command: list[str]) -> None:
+    """Also where the option stands behind the name, for it would be run in the VM, with the agent."""
+    seen: list[tuple[list[str], Lending]] = []
+
+    def connection(_settings: object, _name: str, command: list[str], lending: Lending) -> list[str]:
+        seen.append((command, lending))
+        return ["ssh"]
+
+    def execute(_file: str, _argv: list[str]) -> None:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(group, "reexec_argv", lambda _command: None)
+    monkeypatch.setattr("vmw.services.ssh.connection", connection)
+    monkeypatch.setattr(os, "execvp", execute)
+    with pytest.raises(SystemExit):
+        cli.run(["ssh", *words])
+    assert seen == [(command, Lending(("ssh", "-a")))]
+
+
+def test_an_option_of_the_remote_command_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def connection(_settings: object, _name: str, command: list[str], lending: Lending) -> list[str]:
+        assert lending is FORWARD
+        seen.append(command)
+        return ["ssh"]
+
+    monkeypatch.setattr(group, "reexec_argv", lambda _command: None)
+    monkeypatch.setattr("vmw.services.ssh.connection", connection)
+    monkeypatch.setattr(os, "execvp", lambda *_words: None)
+    for words in (["--", "--no-agent"], ["ls", "--no-agent"]):
+        cli.run(["ssh", "one", *words])
+    assert seen == [["--no-agent"], ["ls", "--no-agent"]]
+
+
+def test_ssh_warns_when_no_key_is_lent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(group, "reexec_argv", lambda _command: None)
+    monkeypatch.setattr("vmw.services.agent.lending_of", lambda *_words, **_options: Lending(("ssh", "-a"), "none is lent"))
+    monkeypatch.setattr("vmw.services.ssh.connection", lambda *_words: ["ssh"])
+    monkeypatch.setattr(os, "execvp", lambda *_words: None)
+    assert cli.run(["ssh", "one"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "warning: none is lent\nhint: `ssh-add -l` shows what it holds\n"
 
 
 def test_ssh_lets_go_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,6 +828,9 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
         ["spawn", "--cpus", "0", "/"],
         ["spawn", "--name", "", "/"],
         ["spawn", "--name", "Not a label", "/"],
+        ["spawn", "--secrets", "../x", "/"],
+        ["secrets", "../x"],
+        ["secrets", "Work"],
         ["list", "--frob"],
         ["ssh", "-v", "one"],
         ["image"],
@@ -633,7 +857,7 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "_settings", interrupted)
+    monkeypatch.setattr(using, "user_settings", interrupted)
     assert cli.run(["list"]) == 130
     assert capsys.readouterr().err.strip() == "error: interrupted"
 
@@ -686,7 +910,7 @@ def test_a_full_disk_is_told_in_words(monkeypatch: pytest.MonkeyPatch, capsys: p
     def full() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/home/dev/.local/state/vmw/log/x.log")
 
-    monkeypatch.setattr(commands, "_settings", full)
+    monkeypatch.setattr(using, "user_settings", full)
     assert cli.run(["list"]) == 1
     assert capsys.readouterr().err == "error: /home/dev/.local/state/vmw/log/x.log: No space left on device\n"
 
@@ -710,6 +934,7 @@ def _start(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["list", "--json"], 0, ""),
         (["ssh", "one"], 1, "error: VM 'one' is not running (shut off)"),
         (["audit", "one"], 1, "error: the worktree /home/dev/one cannot be looked at"),
+        (["port"], 0, "No port is published"),
         (["--version"], 0, ""),
         (["image", "list"], 0, "There is no golden image"),
         # A fresh home has no golden image.

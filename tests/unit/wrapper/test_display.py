@@ -55,6 +55,11 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "NAME       STATE\na          running\nlong-name  -\n"
 
 
+def test_table_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table(["NAME"], [["a"]], sys.stderr)
+    assert capsys.readouterr() == ("", "NAME\na\n")
+
+
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     console.data_json(1, vms=["größe"])
     assert json.loads(capsys.readouterr().out) == {"schema": 1, "vms": ["größe"]}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -88,6 +89,31 @@ def test_virtiofsd(
     assert "virtiofsd 1.13.2" in finding.message
 
 
+@pytest.mark.parametrize(
+    ("options", "hypervisor", "status", "words"),
+    [
+        ("--migration-mode", "Running hypervisor: QEMU 10.0.8", Status.OK, "can save"),
+        ("--migration-mode", "Running hypervisor: QEMU 8.1.5", Status.WARN, "QEMU 8.1 cannot"),
+        ("--migration-mode", "", Status.WARN, "not known"),
+        ("--readonly", "Running hypervisor: QEMU 10.0.8", Status.WARN, "virtiofsd cannot"),
+    ],
+)
+def test_suspend(
+    monkeypatch: pytest.MonkeyPatch,
+    fake_program: Callable[[str, str], Path],
+    options: str,
+    hypervisor: str,
+    status: Status,
+    words: str,
+) -> None:
+    fake_program("virtiofsd", f'echo "{options}"')
+    fake_program("virsh", f'echo "{hypervisor}"')
+    monkeypatch.setattr(doctor, "find_virtiofsd", lambda: "virtiofsd")
+    finding = look("suspend")
+    assert finding.status is status
+    assert words in finding.message
+
+
 def _bridge(directory: Path, flags: str, *ports: str, carrier: str = "1") -> None:
     for port in ports:
         (directory / "br0" / "brif" / port).mkdir(parents=True)
@@ -99,7 +125,7 @@ def _bridge(directory: Path, flags: str, *ports: str, carrier: str = "1") -> Non
 
 def test_bridge_with_an_uplink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "NETWORK_DEVICES", tmp_path)
-    _bridge(tmp_path, "0x1003", "enp3s0", "vnet0")
+    _bridge(tmp_path, "0x1003", "enp3s0", "vnet0", "vmw-50f65214")
     assert look("bridge") == doctor.Finding(Status.OK, "br0 is up, uplink enp3s0")
 
 
@@ -121,7 +147,7 @@ def test_bridge_without_a_nic(
 ) -> None:
     monkeypatch.setattr(host, "NETWORK_DEVICES", tmp_path)
     calls = fake_program("virsh", virsh)
-    _bridge(tmp_path, "0x1003", "vnet0")
+    _bridge(tmp_path, "0x1003", "vnet0", "vmw-50f65214")
     finding = look("bridge")
     assert finding.status is status
     assert finding.message.endswith(words)
@@ -154,6 +180,53 @@ def test_golden_image(tmp_path: Path) -> None:
     assert look("golden image", settings).status is Status.OK
 
 
+VERSION = "Using library: libvirt 11.3.0\nRunning hypervisor: QEMU 10.0.3\nRunning against daemon: 11.3.0\n"
+
+
+@pytest.fixture
+def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(doctor, "_ask", lambda *_argv: doctor._Answer(0, VERSION))
+    directory = tmp_path / "images/g1/templates/0123"
+    directory.mkdir(parents=True)
+    (tmp_path / "golden-image.qcow2").symlink_to("images/g1/disk.qcow2")
+    what = {"machine": {"memory_mib": 4096, "vcpus": 4}, "qemu": 10_000_003, "libvirt": 11_003_000}
+    (directory / "template.json").write_text(json.dumps(what))
+    return directory
+
+
+def warm_start(template: Path) -> doctor.Finding:
+    return look("warm start", Settings(vmw_state_dir=str(template.parents[3])))
+
+
+def test_a_template_tells_which_vms_are_forked(template: Path) -> None:
+    finding = warm_start(template)
+    assert finding.status is Status.OK
+    assert "4096 MiB and 4 CPUs" in finding.message
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"machine": {"memory_mib": 1, "vcpus": 1}}'])
+def test_a_template_that_cannot_be_read_is_none(template: Path, text: str) -> None:
+    (template / "template.json").write_text(text)
+    finding = warm_start(template)
+    assert (finding.status, finding.fix) == (Status.WARN, "vmw host")
+    assert "there is no saved VM" in finding.message
+
+
+def test_a_template_that_could_not_be_loaded_is_told(template: Path) -> None:
+    (template / "refused").touch()
+    finding = warm_start(template)
+    assert (finding.status, finding.fix) == (Status.WARN, "vmw host")
+    assert "could not be loaded" in finding.message
+
+
+@pytest.mark.parametrize("version", [VERSION.replace("QEMU 10.0.3", "QEMU 10.1"), VERSION.replace("11.3", "11.4"), "nothing"])
+def test_a_template_of_another_qemu_is_told(template: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(doctor, "_ask", lambda *_argv: doctor._Answer(0, version))
+    finding = warm_start(template)
+    assert (finding.status, finding.fix) == (Status.WARN, "vmw host")
+    assert "another QEMU or libvirt" in finding.message
+
+
 @pytest.mark.parametrize(
     ("text", "mode", "status", "words"),
     [
@@ -174,6 +247,88 @@ def test_secrets(tmp_path: Path, text: str, mode: int, status: Status, words: st
     assert finding.status is status
     assert words in finding.message
     assert "sk-1" not in finding.message
+
+
+def keys(root: Path, profile: str, text: str = "ANTHROPIC_API_KEY=sk-1\n", mode: int = 0o600) -> Path:
+    """Make a secrets profile, and return its file."""
+    directory = root / "secrets" / profile
+    for each in (directory.parent, directory):
+        each.mkdir(mode=0o700, exist_ok=True)
+    path = directory / "secrets.env"
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_secrets_of_every_profile_are_looked_at(tmp_path: Path) -> None:
+    settings = Settings(vmw_state_dir=str(tmp_path))
+    keys(tmp_path, "default")
+    assert look("secrets", settings).message == "private, and the API key is filled in"
+    work = keys(tmp_path, "work")
+    assert look("secrets", settings).message == "private, and the API key is filled in, in each of 2 profiles"
+    home = keys(tmp_path, "home", "ANTHROPIC_API_KEY=\n")
+    finding = look("secrets", settings)
+    assert (finding.status, finding.fix) == (Status.WARN, f"edit {home}")
+    assert "for the profile home" in finding.message
+    # What is broken comes before what is not filled in.
+    work.chmod(0o604)
+    assert (look("secrets", settings).status, look("secrets", settings).fix) == (Status.FAIL, f"chmod 600 {work}")
+    work.chmod(0o600)
+    work.parent.chmod(0o750)
+    assert (look("secrets", settings).status, look("secrets", settings).fix) == (Status.FAIL, f"chmod 700 {work.parent}")
+    work.parent.chmod(0o700)
+    work.parent.parent.chmod(0o755)
+    assert look("secrets", settings).fix == f"chmod 700 {tmp_path / 'secrets'}"
+
+
+def test_a_profile_without_its_file_is_told(tmp_path: Path) -> None:
+    settings = Settings(vmw_state_dir=str(tmp_path))
+    assert (look("secrets", settings).status, look("secrets", settings).fix) == (Status.FAIL, "vmw host")
+    keys(tmp_path, "default")
+    keys(tmp_path, "work").unlink()
+    assert (look("secrets", settings).status, look("secrets", settings).fix) == (Status.WARN, "vmw secrets work")
+    (tmp_path / "secrets/work").rmdir()
+    (tmp_path / "secrets/No-Profile").mkdir()
+    assert look("secrets", settings).status is Status.OK
+
+
+def test_a_file_in_the_place_of_the_link_is_told(tmp_path: Path) -> None:
+    settings = Settings(vmw_state_dir=str(tmp_path))
+    keys(tmp_path, "default")
+    link = tmp_path / "secrets/secrets.env"
+    link.symlink_to("default/secrets.env")
+    assert look("secrets", settings).status is Status.OK
+    link.unlink()
+    link.touch(mode=0o600)
+    finding = look("secrets", settings)
+    assert (finding.status, finding.fix) == (Status.WARN, "vmw host")
+    assert str(link) in finding.message
+
+
+def test_what_is_lent_of_the_agent(monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path]) -> None:
+    assert look("SSH agent").message == "all of it is lent to guests"
+    assert look("SSH agent", Settings(vmw_ssh_agent="off")).message == "nothing of it is lent to guests"
+    filtered = Settings(vmw_ssh_agent="filter", vmw_ssh_agent_keys=["me@host"])
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    finding = look("SSH agent", filtered)
+    assert finding.status is Status.FAIL
+    assert "sudo apt install ssh-agent-filter" in finding.fix
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert look("SSH agent", filtered).status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("stanza", "mode", "status"),
+    [("yes", "forward", Status.OK), ("yes", "off", Status.WARN), ("no", "forward", Status.WARN), ("no", "off", Status.OK)],
+)
+def test_plain_ssh_that_lends_something_else_is_told(
+    make_vm: Callable[..., Path], home: Path, stanza: str, mode: str, status: Status
+) -> None:
+    (make_vm("one") / "ssh_config").write_text(f"Host one\n  ForwardAgent {stanza}\n")
+    make_vm("half-made")
+    finding = look("SSH agent", Settings(vmw_ssh_agent=mode))
+    assert finding.status is status
+    assert finding.fix == ("vmw spawn /home/dev/one" if status is Status.WARN else "")
 
 
 def test_socket_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,3 +391,41 @@ def test_open_files(monkeypatch: pytest.MonkeyPatch, answer: str, status: Status
     found = look("open files")
     assert found.status is status
     assert ("Too many open files" in found.message) == (answer == "20000")
+
+
+@pytest.mark.parametrize(
+    ("listens", "active", "address", "status", "words"),
+    [
+        ("192.168.1.2:47000", "active", "192.168.1.2", Status.OK, "at 192.168.1.2:47000"),
+        ("192.168.1.2:47000", "active", "192.168.1.9", Status.FAIL, "has the address 192.168.1.9 by now"),
+        ("192.168.1.2:47000", "inactive", "192.168.1.2", Status.FAIL, "nobody listens"),
+        ("", "active", "192.168.1.2", Status.FAIL, "no proxy is set up"),
+    ],
+)
+def test_proxy(
+    home: Path,
+    fake_program: Callable[[str, str], Path],
+    listens: str,
+    active: str,
+    address: str,
+    status: Status,
+    words: str,
+) -> None:
+    if listens:
+        unit = home / ".config/systemd/user/vmw-proxy.socket"
+        unit.parent.mkdir(parents=True)
+        unit.write_text(f"[Socket]\nListenStream={listens}\nFreeBind=yes\n")
+    fake_program("systemctl", f"echo {active}")
+    fake_program("ip", f"""echo '[{{"addr_info": [{{"local": "{address}"}}]}}]'""")
+    finding = look("proxy")
+    assert finding.status is status
+    assert words in finding.message
+
+
+def test_proxy_on_a_bridge_without_an_address(home: Path, fake_program: Callable[[str, str], Path]) -> None:
+    unit = home / ".config/systemd/user/vmw-proxy.socket"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Socket]\nListenStream=192.168.1.2:47000\n")
+    fake_program("systemctl", "echo active")
+    fake_program("ip", "echo '[]'")
+    assert look("proxy").status is Status.WARN

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.vmw.worktree.plugins.module_utils import share_units
+from ansible_collections.vmw.worktree.plugins.module_utils import packet_filter, share_units
 
 from vmw.services import group, host
 from vmw.settings import Settings
@@ -19,7 +19,7 @@ def ready(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_prog
     for program in host.PROGRAMS:
         fake_program(program, "exit 1")
     root = tmp_path / "root"
-    for name in ("virtiofsd", "libvirt-sock"):
+    for name in ("virtiofsd", "libvirt-sock", "filter-sock"):
         path = root / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -31,6 +31,7 @@ def ready(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_prog
     (home / ".config" / "vmw" / "golden-image.qcow2").symlink_to("images/g1/disk.qcow2")
     monkeypatch.setattr(share_units, "VIRTIOFSD_PATHS", (str(root / "virtiofsd"),))
     monkeypatch.setattr(host, "LIBVIRT_SOCKETS", (root / "libvirt-sock",))
+    monkeypatch.setattr(packet_filter, "SOCKET", root / "filter-sock")
     monkeypatch.setattr(host, "RUNTIME_BASE", root / "run")
     monkeypatch.setattr(host, "NETWORK_DEVICES", root / "net")
     monkeypatch.setattr(group, "membership", lambda: group.Membership(in_database=True, in_process=False))
@@ -46,6 +47,7 @@ def test_a_machine_that_is_set_up(ready: Path) -> None:
     [
         ("virtiofsd", "virtiofsd is not installed"),
         ("libvirt-sock", "libvirt does not run"),
+        ("filter-sock", "the packet filter is not there"),
     ],
 )
 def test_a_missing_file(ready: Path, what: str, complaint: str) -> None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VIRSH = """case "$*" in
-*domstats*) printf "Domain: 'on'\\n  state.state=1\\nDomain: 'off'\\n  state.state=5\\nDomain: 'foreign'\\n  state.state=1\\n";;
+*domstats*) printf "saved\\n\\nDomain: 'on'\\n  state.state=1\\nDomain: 'off'\\n  state.state=5\\n"
+printf "Domain: 'saved'\\n  state.state=5\\nDomain: 'foreign'\\n  state.state=1\\n";;
 *lease*) printf ' vnet0 52:54:00:00:00:01 ipv4 10.0.0.5/24\\n';;
 esac"""
 
@@ -25,6 +26,7 @@ def test_running_stopped_and_broken_ones(make_vm: Callable[..., Path], fake_prog
     fake_program("virsh", VIRSH)
     (make_vm("on", mac="52:54:00:00:00:01") / "disk.qcow2").write_bytes(b"x" * 8192)
     make_vm("off")
+    make_vm("saved")
     make_vm("gone")
     (make_vm("torn") / "instance.json").write_text("{")
     found = listing.list_vms(load_settings())
@@ -34,12 +36,22 @@ def test_running_stopped_and_broken_ones(make_vm: Callable[..., Path], fake_prog
         "gone": "undefined",
         "off": "shut off",
         "on": "running",
+        "saved": "suspended",
         "torn": "broken",
     }
     assert rows["on"].address == "10.0.0.5"
     assert rows["on"].disk_used_bytes >= 8192
     assert rows["off"].address is None
     assert rows["torn"].worktree is None
+
+
+def test_profiles_are_told(make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path]) -> None:
+    fake_program("virsh", VIRSH)
+    make_vm("old")
+    make_vm("on", secrets_profile="work")
+    (make_vm("torn") / "instance.json").write_text("{")
+    found = listing.list_vms(load_settings())
+    assert {row.name: row.secrets_profile for row in found.rows} == {"old": "default", "on": "work", "torn": None}
 
 
 def test_libvirt_being_down_fails_nothing(make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path]) -> None:
@@ -54,7 +66,7 @@ def test_each_vm_is_looked_for_where_it_was_made(make_vm: Callable[..., Path], f
     answer = "printf \"Domain: '%s'\\n  state.state=1\\n\""
     fake_program(
         "virsh",
-        f'case "$*" in "-q -c qemu:///session domstats"*) {answer} one;; "-q -c qemu:///system domstats"*) exit 1;; esac',
+        f'case "$*" in "-q -c qemu:///session "*domstats*) {answer} one;; "-q -c qemu:///system "*domstats*) exit 1;; esac',
     )
     make_vm("one", libvirt_uri="qemu:///session")
     make_vm("two", libvirt_uri="qemu:///system")
@@ -138,9 +150,14 @@ def test_images(home: Path, make_vm: Callable[..., Path]) -> None:
         )
         (directory / "manifest.json").write_text(json.dumps(manifest.as_dict()))
     (images / "20261123-100000-0123abcd").mkdir()
+    template = images / new / "templates/0123"
+    template.mkdir(parents=True)
+    (template / "memory").write_bytes(b"x" * 65536)
     (home / ".config" / "vmw" / "golden-image.qcow2").symlink_to(f"images/{new}/disk.qcow2")
     make_vm("one", generation=old)
     found = listing.list_images(load_settings())
     assert [(each.generation, each.current, each.used_by) for each in found] == [(old, False, ["one"]), (new, True, [])]
     assert found[1].node == "24.1.0"
     assert found[1].size_bytes >= 4096
+    assert found[1].template_bytes >= 65536 > found[1].size_bytes
+    assert found[0].template_bytes == 0

@@ -39,6 +39,23 @@ def test_sources(make_vm: Callable[..., Path], units: Path, fake_program: Callab
     assert found[1].argv[-4:] == ["--user-unit", "vmw-a-repo.service", "--user-unit", "vmw-a-secrets.service"]
 
 
+def test_ports_are_shown_with_their_vm(
+    make_vm: Callable[..., Path], units: Path, fake_program: Callable[[str, str], Path]
+) -> None:
+    fake_program("journalctl", "")
+    for name in ("vmw-a-port-8080", "vmw-a-b-port-8081"):
+        (units / f"{name}.service").write_text("[X-vmw]\nGuestPort=80\n")
+    (make_vm("a") / "console.log").touch()
+    (make_vm("a-port") / "console.log").touch()
+    found = logs.sources(load_settings(), "a", follow=False)
+    assert [word for word in found[1].argv if word.endswith(".service")] == [
+        "vmw-a-repo.service",
+        "vmw-a-secrets.service",
+        "vmw-a-port-8080.service",
+    ]
+    assert logs.sources(load_settings(), "a-port", follow=False)[1].obstacle == "it has no units"
+
+
 def test_follow(make_vm: Callable[..., Path], units: Path, fake_program: Callable[[str, str], Path]) -> None:
     fake_program("journalctl", "")
     (make_vm("a-b") / "console.log").touch()

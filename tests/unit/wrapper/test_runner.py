@@ -21,6 +21,7 @@ from vmw.layout import Layout
 from vmw.runner import playbook, processes
 from vmw.runner.events import Grouping, PhaseFailed, PhaseFinished, PhaseStarted, Tracker, Update
 from vmw.runner.playbook import PlaybookRunner, Run, _Session
+from vmw.runner.timings import Timing, now
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +113,59 @@ def test_ok_and_failed(layout: Layout, tmp_path: Path, home: Path) -> None:
     assert "PATH" not in text
     assert "\x1b[" not in text
     assert list(Path(os.environ.get("TMPDIR", "/tmp")).glob("vmw-*/env/extravars")) == []
+
+
+TOLD = """
+from ansible.module_utils.basic import AnsibleModule
+module = AnsibleModule(argument_spec={})
+module.exit_json(timings=[{"phase": "kernel", "seconds": 0.25}])
+"""
+
+ROLES = """
+- name: Play
+  hosts: vmw_hosts
+  gather_facts: false
+  roles:
+    - disk
+    - domain
+"""
+
+
+def _write_roles(layout: Layout) -> None:
+    """Write a playbook of two roles, the second of which has a module that tells what took it how long."""
+    playbooks = layout.root / "playbooks"
+    layout.playbook("spawn").write_text(ROLES)
+    (playbooks / "library").mkdir()
+    (playbooks / "library" / "told.py").write_text("#!/usr/bin/python" + TOLD)
+    for role, task in (("disk", "ansible.builtin.command: sleep 0.3"), ("domain", "told:")):
+        (playbooks / "roles" / role / "tasks").mkdir(parents=True)
+        (playbooks / "roles" / role / "tasks" / "main.yml").write_text(f"- name: Work\n  {task}\n")
+
+
+def test_timings_and_resources(layout: Layout) -> None:
+    _write_roles(layout)
+    before = now()
+    outcome = PlaybookRunner(layout, Recorder()).run(Run("spawn", {}, "vmw spawn x"))
+    took = now() - before
+    rows = {row.phase: row for row in outcome.timings}
+    assert list(rows) == ["wrapper", "Ansible start", "disk", "domain", "Ansible end", "total"]
+    seconds = {phase: row.seconds for phase, row in rows.items()}
+    assert all(length >= 0 for length in seconds.values()), seconds
+    assert seconds["disk"] >= 0.3
+    assert seconds["total"] == pytest.approx(sum(seconds.values()) - seconds["total"])
+    assert seconds["total"] - seconds["wrapper"] <= took
+    assert seconds["wrapper"] >= before - (processes.program_start() or playbook.IMPORTED)
+    assert rows["domain"].details == (Timing("kernel", 0.25),)
+    assert 0 < outcome.resources.ansible_cpu_seconds <= took * (os.cpu_count() or 1)
+    assert outcome.resources.wrapper_cpu_seconds > 0
+    assert outcome.resources.wrapper_peak_mib > 5
+    assert outcome.resources.ansible_peak_mib > 5
+
+
+def test_the_first_row_begins_with_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _session(tmp_path, Recorder(), None).timeline.began == processes.program_start()
+    monkeypatch.setattr(processes, "program_start", lambda: None)
+    assert _session(tmp_path, Recorder(), None).timeline.began == playbook.IMPORTED
 
 
 def test_interrupted(layout: Layout) -> None:

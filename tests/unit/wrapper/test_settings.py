@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,8 +46,32 @@ def test_settings_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "mode"),
+    [("off", "off"), ("'off'", "off"), ("no", "off"), ("forward", "forward"), ("filter", "filter"), ("", "forward")],
+)
+def test_what_is_lent_of_the_agent_is_read(tmp_path: Path, text: str, mode: str) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(f"vmw_ssh_agent: {text}\n")
+    assert load_settings(path).vmw_ssh_agent == mode
+
+
+def test_keys_of_the_agent_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text("vmw_ssh_agent_keys: [me@host key, SHA256:abc]\n")
+    assert load_settings(path).vmw_ssh_agent_keys == ["me@host key", "SHA256:abc"]
+    assert load_settings(tmp_path / "none").vmw_ssh_agent_keys == []
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("vmw_ssh_agent: yes\n", "vmw_ssh_agent in .* must be one of forward, off, filter"),
+        ("vmw_ssh_agent: '{{ x }}'\n", "must be one of"),
+        ("vmw_ssh_agent: [off]\n", "must be one of"),
+        ("vmw_ssh_agent_keys: me@host\n", "must be a list of plain strings"),
+        ("vmw_ssh_agent_keys: [5]\n", "must be a list of plain strings"),
+        ("vmw_ssh_agent_keys: ['{{ x }}']\n", "must be a list of plain strings"),
+        ("vmw_bridge: [lan0]\n", "must be a plain string"),
         ("vmw_state_dir: '{{ x }}'\n", "must be a plain string"),
         ("vmw_bridge: 5\n", "must be a plain string"),
         ("- a\n", "holds no settings"),
@@ -59,7 +84,7 @@ def test_bad_files_are_refused_in_words(tmp_path: Path, text: str, message: str)
     path.write_text(text)
     with pytest.raises(VmwError) as caught:
         load_settings(path)
-    assert message in caught.value.message
+    assert re.search(message, caught.value.message)
     assert caught.value.exit_code is ExitCode.USAGE
     assert "\n" not in caught.value.message
 

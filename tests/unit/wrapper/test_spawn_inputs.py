@@ -56,6 +56,34 @@ def test_everything_the_user_said() -> None:
     }
 
 
+def test_a_profile_is_what_was_asked_for() -> None:
+    assert worktree.spawn_vars("/a", secrets="work") == {"worktree": "/a", "vmw_wait": True, "vmw_secrets": "work"}
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "A", "{{ x }}", "a\n", "-x"])
+def test_a_profile_has_a_plain_name(name: str) -> None:
+    with pytest.raises(VmwError, match="cannot name a secrets profile") as caught:
+        worktree.spawn_vars("/a", secrets=name)
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_a_profile_is_looked_at_first(tmp_path: Path) -> None:
+    # The set-up of the machine makes the default one.
+    worktree.check_secrets("default", tmp_path)
+    with pytest.raises(VmwError, match="there is no secrets profile 'work'") as caught:
+        worktree.check_secrets("work", tmp_path)
+    assert caught.value.exit_code is ExitCode.USAGE
+    assert "`vmw secrets work`" in caught.value.hint
+    path = tmp_path / "secrets/work/secrets.env"
+    path.parent.mkdir(mode=0o700, parents=True)
+    path.touch(mode=0o600)
+    worktree.check_secrets("work", tmp_path)
+    path.chmod(0o640)
+    with pytest.raises(VmwError, match="is open to others") as caught:
+        worktree.check_secrets("work", tmp_path)
+    assert caught.value.hint == f"`chmod 600 {path}`"
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmw.errors import ExitCode, VmwError
+from vmw.services.agent import FORWARD, OFF, Lending
 from vmw.services.ssh import connection, ssh_argv
 from vmw.settings import load_settings
 
@@ -40,6 +41,28 @@ def test_exact_command(make_vm: Callable[..., Path], fake_program: Callable[[str
     ]
 
 
+@pytest.mark.parametrize(
+    ("lending", "shown"),
+    [(FORWARD, "yes"), (OFF, "no")],
+)
+def test_ssh_is_told_what_becomes_of_the_agent(tmp_path: Path, lending: Lending, shown: str) -> None:
+    """Whatever the user's own configuration says."""
+    argv = ssh_argv("one", "claude", "10.0.0.5", tmp_path / "known_hosts", ["ls"], lending=lending)
+    for own in ("yes", "no"):
+        config = tmp_path / "config"
+        config.write_text(f"ForwardAgent {own}\n")
+        done = subprocess.run([argv[0], "-G", "-F", config, *argv[1:]], capture_output=True, text=True, check=True)
+        assert f"forwardagent {shown}" in done.stdout.splitlines()
+
+
+def test_what_filters_stands_before_all_else(make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path]) -> None:
+    fake_program("virsh", RUNNING)
+    make_vm("one")
+    plain = connection(load_settings(), "one", ["ls"])
+    argv = connection(load_settings(), "one", ["ls"], Lending(("sh", "-c", "x", "y")))
+    assert argv == ["sh", "-c", "x", "y", *plain[2:]]
+
+
 def test_without_an_address_the_name_serves(
     make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +80,15 @@ def test_not_running(make_vm: Callable[..., Path], fake_program: Callable[[str, 
         connection(load_settings(), "one", [])
     assert caught.value.exit_code is ExitCode.FAILED
     assert caught.value.hint == "start it with `vmw start one`"
+
+
+def test_suspended(make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path]) -> None:
+    fake_program("virsh", 'case "$*" in *domstate*) echo "shut off";; *with-managed-save*) echo one;; esac')
+    make_vm("one")
+    with pytest.raises(VmwError) as caught:
+        connection(load_settings(), "one", [])
+    assert caught.value.message == "VM 'one' is suspended"
+    assert "vmw resume one" in caught.value.hint
 
 
 def test_half_made(make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path]) -> None:

@@ -43,21 +43,22 @@ def test_the_best_address_of_each_interface() -> None:
     assert virsh.parse_addresses(TABLE) == {"52:54:00:aa:bb:cc": "192.168.1.7", "02:42:00:00:00:01": "172.17.0.1"}
 
 
-def test_neighbours(tmp_path: Path) -> None:
-    table = tmp_path / "arp"
-    table.write_text(
-        "IP address       HW type     Flags       HW address            Mask     Device\n"
-        "192.168.1.7      0x1         0x2         52:54:00:AA:BB:CC     *        br0\n"
-        "192.168.1.8      0x1         0x0         00:00:00:00:00:00     *        br0\n"
-    )
-    assert virsh.neighbours(table) == {"52:54:00:aa:bb:cc": "192.168.1.7"}
-    assert virsh.neighbours(tmp_path / "none") == {}
+def test_who_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virsh, "neighbours", lambda: {"192.168.1.7": "52:54:00:aa:bb:cc"})
+    assert virsh.reached() == {"52:54:00:aa:bb:cc": "192.168.1.7"}
+
+
+def test_saved_memory_makes_a_domain_that_is_off_a_suspended_one() -> None:
+    states = virsh.parse_states(f"two\nother\none\n\n{STATS}")
+    assert states == {"one": "running", "two": "suspended", "three": "unknown"}
 
 
 def test_one_process_for_all_states(fake_program: Callable[[str, str], Path]) -> None:
     calls = fake_program("virsh", f"cat <<'END'\n{STATS}END")
     assert virsh.Virsh("test:///default").states()["one"] == "running"
-    assert calls.read_text().splitlines() == ["-q -c test:///default domstats --state --nowait"]
+    assert calls.read_text().splitlines() == [
+        "-q -c test:///default list --all --with-managed-save --name; domstats --state --nowait"
+    ]
 
 
 def test_libvirt_that_does_not_answer(fake_program: Callable[[str, str], Path]) -> None:
@@ -90,13 +91,13 @@ def test_leases_win_over_the_agent_and_the_neighbours(
     fake_program: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_program("virsh", _answers(f"{MACS['a']}=10.0.0.1", f"{MACS['a']}=10.0.0.2"))
-    monkeypatch.setattr(virsh, "neighbours", lambda: {MACS["a"]: "10.0.0.3", MACS["b"]: "10.0.0.4"})
+    monkeypatch.setattr(virsh, "reached", lambda: {MACS["a"]: "10.0.0.3", MACS["b"]: "10.0.0.4"})
     assert virsh.best_addresses(virsh.Virsh("test:///default"), MACS) == {"a": "10.0.0.1", "b": "10.0.0.4"}
 
 
 def test_one_process_for_each_source(fake_program: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_program("virsh", _answers("", f"{MACS['a']}=10.0.0.2 {MACS['b']}=10.0.0.3"))
-    monkeypatch.setattr(virsh, "neighbours", dict)
+    monkeypatch.setattr(virsh, "reached", dict)
     assert virsh.best_addresses(virsh.Virsh("test:///default"), MACS) == {"a": "10.0.0.2", "b": "10.0.0.3"}
     assert sorted(calls.read_text().splitlines()) == [
         "-q -c test:///default domifaddr a --source agent; domifaddr b --source agent",
@@ -106,7 +107,7 @@ def test_one_process_for_each_source(fake_program: Callable[[str, str], Path], m
 
 def test_a_hanging_agent_is_not_waited_for(fake_program: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     fake_program("virsh", 'case "$*" in *agent*) exec sleep 60;; esac')
-    monkeypatch.setattr(virsh, "neighbours", lambda: {MACS["a"]: "10.0.0.9"})
+    monkeypatch.setattr(virsh, "reached", lambda: {MACS["a"]: "10.0.0.9"})
     monkeypatch.setattr(virsh, "AGENT_SECONDS", 0.1)
     assert virsh.best_addresses(virsh.Virsh("test:///default"), MACS) == {"a": "10.0.0.9"}
 
@@ -115,7 +116,7 @@ def test_a_guest_is_asked_only_where_the_host_knows_nothing(
     fake_program: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = fake_program("virsh", _answers("", f"{MACS['a']}=10.0.0.2 {MACS['b']}=10.0.0.3"))
-    monkeypatch.setattr(virsh, "neighbours", lambda: {MACS["a"]: "10.0.0.9"})
+    monkeypatch.setattr(virsh, "reached", lambda: {MACS["a"]: "10.0.0.9"})
     query = virsh.Virsh("test:///default")
     assert virsh.quick_addresses(query, {"a": MACS["a"]}, "") == {"a": "10.0.0.9"}
     assert not calls.exists()

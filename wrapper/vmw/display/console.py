@@ -102,16 +102,23 @@ def heading(text: str) -> str:
     return paint(f"==> {text}", BOLD, sys.stderr)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in aligned columns."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO | None = None) -> None:
+    """Print rows in aligned columns.
+
+    Args:
+        header: The columns' names.
+        rows: The cells.
+        stream: Where to, by default stdout.
+    """
+    out = stream or sys.stdout
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
-    data(paint(line(header), BOLD, sys.stdout))
+    _write(out, paint(line(header), BOLD, out))
     for row in rows:
-        data(line(row))
+        _write(out, line(row))
 
 
 def age(seconds: float) -> str:

@@ -23,7 +23,10 @@ SILENT_ACTIONS = frozenset(
 )  # fmt: skip
 """Actions that are bookkeeping and no phase of their own."""
 
-RESULTS = ("instance", "generation", "removed", "freed_bytes", "branch", "commits", "look", "branches")
+RESULTS = (
+    "instance", "generation", "removed", "freed_bytes", "branch", "commits", "look", "branches", "guest_port", "host_port",
+    "running", "listening", "secrets_file", "egress",
+)  # fmt: skip
 """What our modules return and a command shows."""
 
 DETAIL_LINES = 15

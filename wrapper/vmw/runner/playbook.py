@@ -23,6 +23,8 @@ from vmw.runner import processes
 from vmw.runner.events import Event, Grouping, Tracker, Update
 from vmw.runner.inputs import ExtraVars, drop_questions, environment, extra_vars_yaml, own_password_file, runner_settings
 from vmw.runner.logs import open_log
+from vmw.runner.resources import Resources, children_cpu_seconds, measure
+from vmw.runner.timings import Timeline, Timing, now
 from vmw.settings import log_dir
 
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ ROOT_GRACE_SECONDS = 300.0
 """How long a step that runs as root may take to end: a package manager that is killed half-way leaves a broken system."""
 
 NOT_FOUND_STATUS = 127
+
+IMPORTED = now()
+"""Stands for the start of the program where /proc does not tell it."""
 
 
 class Observer(Protocol):
@@ -80,10 +85,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a successful run brought."""
+    """What a successful run brought.
+
+    Args:
+        results: What our modules returned.
+        changed: How many tasks changed something.
+        timings: How long each phase took, from the start of the program on, and last the total.
+        resources: What it took of processor and memory.
+    """
 
     results: dict[str, Any]
     changed: int
+    timings: tuple[Timing, ...]
+    resources: Resources
 
 
 @dataclass
@@ -145,6 +159,8 @@ class _Session:
     tracker: Tracker
     interruption: _Interruption = field(default_factory=_Interruption)
     starter: processes.Starter = field(default_factory=processes.Starter)
+    timeline: Timeline = field(default_factory=lambda: Timeline(processes.program_start() or IMPORTED))
+    returned: float = 0.0
     events: deque[Event] = field(default_factory=deque)
     announced: int = 0
     trouble: Exception | None = None
@@ -162,6 +178,7 @@ class _Session:
         drop_questions(os.environ)
         import ansible_runner  # noqa: PLC0415 - takes 0.2 s, after the first words are on the screen
 
+        self.timeline.handed_over()
         result = ansible_runner.run(
             private_data_dir=str(private),
             ident="run",
@@ -174,6 +191,7 @@ class _Session:
             event_handler=self._take,
             cancel_callback=self._poll,
         )
+        self.returned = now()
         # What came last is not worth more than the rest: the same care for a terminal that is gone.
         self._poll()
         return None if result.rc is None else int(result.rc)
@@ -218,6 +236,7 @@ class _Session:
             if event.get("stdout"):
                 with contextlib.suppress(OSError):
                     self.log.write(event["stdout"].replace("\r\n", "\n") + "\n")
+            self.timeline.feed(event)
             updates.extend(self.tracker.feed(event))
         for update in updates:
             self.observer.update(update)
@@ -267,6 +286,7 @@ class PlaybookRunner:
         """
         log_path, log = open_log(log_dir(), run.verb)
         tracker = Tracker(run.grouping)
+        children_before = children_cpu_seconds()
         session = _Session(self._layout, self._observer, run, log, tracker)
         try:
             # The directory may hold the password, so no signal may come between its making and its removal.
@@ -292,7 +312,8 @@ class PlaybookRunner:
             raise VmwError(message, "install vmw anew; in a checkout, remove .venv and try again", ExitCode.FAILED, str(log_path))
         if status:
             raise tracker.error(run.verb, str(log_path))
-        return Outcome(tracker.results, tracker.changed)
+        timings = session.timeline.timings(session.returned)
+        return Outcome(tracker.results, tracker.changed, timings, measure(children_before))
 
 
 def _kill_as_root(pids: list[int], password: str | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,33 @@ class Starter:
         if self._descriptor is not None and not self._gone:
             self._gone = bool(select.select([self._descriptor], [], [], 0)[0])
         return self._gone
+
+
+def program_start() -> float | None:
+    """Return when the process that the user started began, or None when /proc does not say.
+
+    It is that of the launcher, as execve(2) leaves it alone.
+
+    Returns:
+        Seconds of CLOCK_BOOTTIME, rounded down to a clock tick.
+    """
+    own = _start(os.getpid())
+    starter = os.environ.get(STARTER, "")
+    first = _start(int(starter)) if starter.isdecimal() else None
+    # A later one has got the number of a starter that is gone.
+    return first if first and own and first < own else own
+
+
+def _start(pid: int) -> float | None:
+    """Return when a process began, in seconds of CLOCK_BOOTTIME: field 22 of proc_pid_stat(5)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        ticks = int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
+    seconds = ticks / os.sysconf("SC_CLK_TCK")
+    # Not every /proc of a sandbox counts on this clock.
+    return seconds if 0 < seconds <= time.clock_gettime(time.CLOCK_BOOTTIME) else None
 
 
 def adopt_orphans() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,13 +14,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible_collections.vmw.worktree.plugins.module_utils import accelerator
+from ansible_collections.vmw.worktree.plugins.module_utils import accelerator, packet_filter, secrets_profiles
+from ansible_collections.vmw.worktree.plugins.module_utils.bridge_address import bridge_address
+from ansible_collections.vmw.worktree.plugins.module_utils.egress import TAP_PREFIX
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import OPEN_FILES, find_virtiofsd
-from ansible_collections.vmw.worktree.plugins.module_utils.state import qemu_user
+from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, State, qemu_user
+from ansible_collections.vmw.worktree.plugins.module_utils.template import DIRECTORY as TEMPLATES
+from ansible_collections.vmw.worktree.plugins.module_utils.template import parts
+from ansible_collections.vmw.worktree.plugins.module_utils.user_units import unit_directory
 
 from vmw.errors import VmwError
-from vmw.services import group, host, units, virsh, worktree
+from vmw.services import agent, group, host, records, virsh, worktree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +39,12 @@ SPACE_NEEDED_GIB = 5
 SPACE_WANTED_GIB = 20
 PROGRAM_SECONDS = 10.0
 HOST = "vmw host"
+QEMU_SAVES_SHARES = (8, 2)
+"""The first QEMU that saves a vhost-user-fs device: https://wiki.qemu.org/ChangeLog/8.2."""
+HYPERVISOR = re.compile(r"hypervisor: QEMU (\d+)\.(\d+)(?:\.(\d+))?")
+DAEMON = re.compile(r"daemon: (\d+)\.(\d+)(?:\.(\d+))?")
+"""What `virsh version --daemon` says."""
+FORWARD_AGENT = re.compile(r"^\s*ForwardAgent (yes|no)$", re.MULTILINE)
 MDNS_SOURCE = re.compile(r"^hosts:.*\bmdns", re.MULTILINE)
 SETGID_GROUP_READ = 0o2750
 
@@ -52,6 +64,11 @@ class Finding:
     status: Status
     message: str
     fix: str = ""
+
+
+PROXY_SOCKET = "vmw-proxy.socket"
+PROXY_LISTENS = re.compile(r"^ListenStream=(.+):(\d+)$", re.MULTILINE)
+"""Where the proxy of this user is reached, in its unit as the role proxy writes it."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +171,23 @@ def _check_virtiofsd(_settings: Settings) -> Finding:
     return _ok(f"{name} with --readonly and --translate-uid")
 
 
+def _check_suspend(settings: Settings) -> Finding:
+    try:
+        options = _ask(find_virtiofsd(), "--help").output
+    except CollectionError as error:
+        return _fail(error.message, HOST)
+    if "--migration-mode" not in options:
+        return _warn("VMs cannot be suspended: virtiofsd cannot save what a guest has open", "upgrade virtiofsd to 1.11 or later")
+    # QEMU has nothing to probe: whether a share's device can be saved shows in a VM that runs.
+    found = HYPERVISOR.search(_ask("virsh", "-q", "-c", settings.vmw_libvirt_uri, "version").output)
+    if not found:
+        return _warn("whether VMs can be suspended is not known: libvirt does not tell QEMU's version", HOST)
+    version = (int(found[1]), int(found[2]))
+    if version < QEMU_SAVES_SHARES:
+        return _warn(f"VMs cannot be suspended: QEMU {found[1]}.{found[2]} cannot save shares", "upgrade QEMU to 8.2 or later")
+    return _ok("QEMU and virtiofsd can save a VM's memory")
+
+
 def _check_bubblewrap(_settings: Settings) -> Finding:
     answer = _ask("bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
     if answer.status:
@@ -168,7 +202,7 @@ def _check_bridge(settings: Settings) -> Finding:
             return _warn(f"{settings.vmw_bridge} is a libvirt network that is not started", HOST)
         return _fail(f"{settings.vmw_bridge} does not exist", HOST)
     ports = [path.name for path in (bridge / "brif").iterdir()] if (bridge / "brif").is_dir() else []
-    uplinks = sorted(port for port in ports if not port.startswith(("vnet", "tap", "virbr")))
+    uplinks = sorted(port for port in ports if not port.startswith((TAP_PREFIX, "vnet", "tap", "virbr")))
     if not (_flags(bridge) & 1):
         return _fail(f"{settings.vmw_bridge} is down", f"sudo ip link set {settings.vmw_bridge} up")
     down = [port for port in uplinks if _read(host.NETWORK_DEVICES / port / "carrier") == "0"]
@@ -205,6 +239,46 @@ def _check_bridge_filter(_settings: Settings) -> Finding:
     return _warn("br_netfilter sends the VMs' traffic through the host's firewall, where Docker's rules may drop it", HOST)
 
 
+def _check_packet_filter(settings: Settings) -> Finding:
+    try:
+        told = packet_filter.ask("status")
+    except CollectionError as error:
+        return _fail(error.message, HOST)
+    if not told.get("loaded"):
+        return _fail("the rules for the VMs' network are not loaded", "sudo systemctl restart vmw-filter.service")
+    free = _without_policy(settings)
+    if free:
+        return _fail(f"{', '.join(free)} runs without a network policy", f"vmw stop {free[0]} && vmw start {free[0]}")
+    count = len(told.get("policies", []))
+    return _ok(f"the network policies of {count} {'VM' if count == 1 else 'VMs'} are enforced")
+
+
+def _without_policy(settings: Settings) -> list[str]:
+    """Return the names of VMs that run with a network card of the time before there were policies."""
+    vms = [each.instance for each in records.all_recorded(settings.state_dir) if each.instance]
+    try:
+        states = virsh.Virsh(settings.vmw_libvirt_uri).states() if vms else {}
+    except VmwError:
+        # Another check tells of that.
+        return []
+    return [vm.name for vm in vms if states.get(vm.name) in virsh.ON and not (host.NETWORK_DEVICES / vm.tap).exists()]
+
+
+def _check_proxy(settings: Settings) -> Finding:
+    told = PROXY_LISTENS.search(_read(unit_directory() / PROXY_SOCKET))
+    if not told:
+        return _fail("no proxy is set up, without which there are no allow-lists and no keys that stay here", HOST)
+    if _ask("systemctl", "--user", "is-active", PROXY_SOCKET).output != "active":
+        return _fail("nobody listens for the proxy", f"systemctl --user start {PROXY_SOCKET}")
+    try:
+        address = bridge_address(settings.vmw_bridge)
+    except CollectionError as error:
+        return _warn(error.message, HOST)
+    if address != told[1]:
+        return _fail(f"it listens at {told[1]}, and {settings.vmw_bridge} has the address {address} by now", HOST)
+    return _ok(f"it listens at {told[1]}:{told[2]}")
+
+
 def _check_avahi(_settings: Settings) -> Finding:
     answer = _ask("systemctl", "is-active", "avahi-daemon.service")
     if answer.output == "active":
@@ -228,6 +302,39 @@ def _check_golden_image(settings: Settings) -> Finding:
     if absent:
         return _fail(f"generation {generation.name} lacks {', '.join(absent)}", "vmw image build")
     return _ok(f"generation {generation.name} is complete")
+
+
+def _check_template(settings: Settings) -> Finding:
+    generation = (settings.state_dir / "golden-image.qcow2").resolve().parent
+    cold = "new VMs start cold"
+    for manifest in sorted(generation.glob(f"{TEMPLATES}/*/template.json")):
+        try:
+            told = json.loads(manifest.read_text())
+            size = f"{told['machine']['memory_mib']} MiB and {told['machine']['vcpus']} CPUs"
+            saved_by = (int(told["qemu"]), int(told["libvirt"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if parts(manifest.parent).refused.exists():
+            return _warn(f"{cold}, as the saved VM that they would be forked of could not be loaded", HOST)
+        if saved_by != _versions(settings):
+            return _warn(f"{cold}, as the VM that they would be forked of was saved by another QEMU or libvirt", HOST)
+        return _ok(f"new VMs with {size} are forked of a saved one")
+    return _warn(f"{cold}, as there is no saved VM to fork them of", HOST)
+
+
+def _versions(settings: Settings) -> tuple[int, int]:
+    """Return QEMU's and libvirt's version as libvirt counts them."""
+    answer = _ask("virsh", "-q", "-c", settings.vmw_libvirt_uri, "version", "--daemon").output
+    return _number(HYPERVISOR, answer), _number(DAEMON, answer)
+
+
+def _number(pattern: re.Pattern[str], answer: str) -> int:
+    """Return a version of virsh's answer as libvirt counts it: 1,000,000 * major + 1,000 * minor + release; 0 without one."""
+    found = pattern.search(answer)
+    if not found:
+        return 0
+    major, minor, release = (int(part or 0) for part in found.groups())
+    return major * 1_000_000 + minor * 1_000 + release
 
 
 def _check_space(settings: Settings) -> Finding:
@@ -281,7 +388,7 @@ def _check_way(settings: Settings) -> Finding:
 
 
 def _check_sockets(_settings: Settings) -> Finding:
-    sockets = sorted(path.name for path in units.DIRECTORY.expanduser().glob("vmw-*.socket"))
+    sockets = sorted(path.name for path in unit_directory().glob("vmw-*.socket"))
     if not sockets:
         return _ok("no VM has shares yet")
     states = _ask("systemctl", "--user", "is-active", *sockets).output.splitlines()
@@ -294,22 +401,56 @@ def _check_sockets(_settings: Settings) -> Finding:
 
 
 def _check_secrets(settings: Settings) -> Finding:
-    directory = settings.state_dir / "secrets"
-    path = directory / "secrets.env"
+    state = State(settings.state_dir)
+    files = secrets_profiles.profile_files(state)
+    findings = [finding for name, path in files.items() if (finding := _look_at_keys(settings, name, path))]
+    old = state.secrets / secrets_profiles.FILE
+    if old.is_file() and not old.is_symlink() and old not in files.values():
+        findings.append(_warn(f"{old} is a file of its own, and not the one that VMs see", HOST))
+    # What is broken before what is not filled in.
+    findings.sort(key=lambda finding: finding.status is not Status.FAIL)
+    several = f", in each of {len(files)} profiles" if len(files) > 1 else ""
+    return findings[0] if findings else _ok(f"private, and the API key is filled in{several}")
+
+
+def _look_at_keys(settings: Settings, name: str, path: Path) -> Finding | None:
+    """Return what is wrong with the file of a secrets profile."""
+    is_default = name == DEFAULT_PROFILE
     if not path.is_file():
-        return _fail(f"{path} does not exist", HOST)
-    for each, wanted in ((directory, 0o700), (path, 0o600)):
-        if stat.S_IMODE(each.stat().st_mode) & ~wanted:
+        missing = f"{path} does not exist"
+        return _fail(missing, HOST) if is_default else _warn(missing, f"vmw secrets {name}")
+    directories = dict.fromkeys((settings.state_dir / "secrets", path.parent), secrets_profiles.DIRECTORY_MODE)
+    for each, wanted in (*directories.items(), (path, secrets_profiles.FILE_MODE)):
+        if secrets_profiles.opened(each, wanted):
             return _fail(f"{each} is open to others", f"chmod {wanted:o} {shlex.quote(str(each))}")
     if not re.search(r"^\s*(export\s+)?ANTHROPIC_API_KEY=[\"']?[^\s\"'#]", _read(path), re.MULTILINE):
-        return _warn("ANTHROPIC_API_KEY is not filled in", f"edit {shlex.quote(str(settings.state_dir / 'secrets.env'))}")
-    return _ok("private, and the API key is filled in")
+        place = settings.state_dir / "secrets.env" if is_default else path
+        whose = "" if is_default else f" for the profile {name}"
+        return _warn(f"ANTHROPIC_API_KEY is not filled in{whose}", f"edit {shlex.quote(str(place))}")
+    return None
 
 
 def _check_ssh_key(_settings: Settings) -> Finding:
     if worktree.has_ssh_key():
         return _ok("there is one for the guests to trust")
     return _fail("you have no SSH key", "ssh-keygen -t ed25519")
+
+
+def _check_ssh_agent(settings: Settings) -> Finding:
+    if settings.vmw_ssh_agent == "filter":
+        try:
+            agent.check_filter(settings)
+        except VmwError as error:
+            return _fail(error.message, error.hint)
+    forwards = settings.vmw_ssh_agent == "forward"
+    for each in records.all_recorded(settings.state_dir):
+        found = FORWARD_AGENT.search(_read(each.files.ssh_config))
+        if each.instance and found and (found[1] == "yes") != forwards:
+            other = f"plain ssh to {each.name} {'forwards' if found[1] == 'yes' else 'does not forward'} your SSH agent"
+            fix = f"vmw spawn {shlex.quote(each.instance.worktree)}"
+            return _warn(f"{other}, and vmw_ssh_agent is {settings.vmw_ssh_agent} now", fix)
+    lent = {"forward": "all of it is lent", "off": "nothing of it is lent", "filter": "chosen keys are lent, when you say yes"}
+    return _ok(f"{lent[settings.vmw_ssh_agent]} to guests")
 
 
 def _check_open_files(_settings: Settings) -> Finding:
@@ -330,12 +471,16 @@ CHECKS = (
     Check("libvirt group", _check_group),
     Check("libvirt", _check_libvirt),
     Check("virtiofsd", _check_virtiofsd),
+    Check("suspend", _check_suspend),
     Check("bubblewrap", _check_bubblewrap),
     Check("bridge", _check_bridge),
     Check("bridge filter", _check_bridge_filter),
+    Check("packet filter", _check_packet_filter),
+    Check("proxy", _check_proxy),
     Check("avahi", _check_avahi),
     Check("mDNS names", _check_nsswitch),
     Check("golden image", _check_golden_image),
+    Check("warm start", _check_template),
     Check("disk space", _check_space),
     Check("socket directory", _check_runtime_dir),
     Check("linger", _check_linger),
@@ -344,6 +489,7 @@ CHECKS = (
     Check("open files", _check_open_files),
     Check("secrets", _check_secrets),
     Check("SSH key", _check_ssh_key),
+    Check("SSH agent", _check_ssh_agent),
 )
 
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible_collections.vmw.worktree.plugins.module_utils import packet_filter
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import find_virtiofsd
 
@@ -71,6 +72,8 @@ def missing_for_builds(settings: Settings) -> list[str]:
             found.append(f"{user} is not in the group {group.GROUP}")
         if not any(path.exists() for path in LIBVIRT_SOCKETS):
             found.append("libvirt does not run")
+        if not packet_filter.SOCKET.exists():
+            found.append("the packet filter is not there")
     if not found and not network_exists(settings):
         found.append(f"the bridge {settings.vmw_bridge} does not exist")
     return found

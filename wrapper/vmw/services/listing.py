@@ -45,6 +45,7 @@ class Row:
     generation: str | None
     git: str | None
     git_mode: str | None
+    secrets_profile: str | None
     branch: str | None
 
 
@@ -75,7 +76,7 @@ def used_bytes(path: Path) -> int:
 
 
 def _state(recorded: Recorded, states: dict[str, str]) -> str:
-    return states.get(recorded.name, "undefined") if recorded.instance else "broken"
+    return states.get(recorded.name, virsh.UNDEFINED) if recorded.instance else "broken"
 
 
 def _ask(query: virsh.Virsh, vms: list[Recorded]) -> tuple[dict[str, str], dict[str, str]]:
@@ -129,6 +130,7 @@ def list_vms(settings: Settings) -> Listing:
             generation=each.instance.generation if each.instance else None,
             git=each.instance.git.kind if each.instance else None,
             git_mode=each.instance.git.mode if each.instance else None,
+            secrets_profile=each.instance.secrets_profile if each.instance else None,
             branch=_branch(each.instance, each.files) if each.instance else None,
         )
         for each in everything
@@ -147,12 +149,15 @@ class Image:
     claude_code: str
     kernel: str
     size_bytes: int
+    template_bytes: int
     used_by: list[str]
 
 
 def list_images(settings: Settings) -> list[Image]:
     """Return the complete generations, the newest last."""
-    from ansible_collections.vmw.worktree.plugins.module_utils import image  # noqa: PLC0415 - its hashes take 5 ms of `vmw list`
+    # Its hashes take 5 ms of `vmw list`.
+    from ansible_collections.vmw.worktree.plugins.module_utils import image  # noqa: PLC0415
+    from ansible_collections.vmw.worktree.plugins.module_utils.template import DIRECTORY  # noqa: PLC0415
 
     state = State(settings.state_dir)
     current = image.current_generation(state)
@@ -169,7 +174,8 @@ def list_images(settings: Settings) -> list[Image]:
             node=manifest.node,
             claude_code=manifest.claude_code,
             kernel=manifest.kernel,
-            size_bytes=sum(used_bytes(path) for path in (state.images / manifest.generation).iterdir()),
+            size_bytes=sum(used_bytes(path) for path in (state.images / manifest.generation).glob("*") if path.is_file()),
+            template_bytes=sum(used_bytes(path) for path in (state.images / manifest.generation / DIRECTORY).glob("*/*")),
             used_by=users.get(manifest.generation, []),
         )
         for manifest in complete

@@ -1,4 +1,4 @@
-"""Where a VM and its share daemons wrote down what happened."""
+"""Where a VM, its share daemons and its ports wrote down what happened."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vmw.errors import ExitCode, VmwError
 from vmw.services import records
-from vmw.services.units import units_of
+from vmw.services.units import published, units_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ def _console(path: Path, name: str, *, follow: bool) -> Source:
 
 
 def _journal(name: str, units: list[str], *, follow: bool) -> Source:
-    title = f"journal of {name}'s share daemons"
+    title = f"journal of {name}'s share daemons and ports"
     if not units:
         return Source(title, [], "it has no units", f"`vmw destroy {name}` and a new `vmw spawn` make them")
     if not shutil.which("journalctl"):
@@ -58,7 +58,7 @@ def sources(settings: Settings, name: str, *, follow: bool) -> list[Source]:
     directory = settings.state_dir / "instances" / name
     if not name or "/" in name or name.startswith(".") or not directory.is_dir():
         raise records.unknown(settings.state_dir, name)
-    units = units_of(name, "service")
+    units = [*units_of(name, "service"), *(each.unit for each in published() if each.name == name)]
     return [_console(directory / "console.log", name, follow=follow), _journal(name, units, follow=follow)]
 
 

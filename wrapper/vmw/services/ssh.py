@@ -9,16 +9,20 @@ from ansible_collections.vmw.worktree.plugins.module_utils.ssh_command import pi
 
 from vmw.errors import VmwError
 from vmw.services import records, virsh
+from vmw.services.agent import FORWARD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from vmw.services.agent import Lending
     from vmw.settings import Settings
 
 
-def ssh_argv(name: str, user: str, address: str, known_hosts: Path, command: Sequence[str]) -> list[str]:
-    """Return ssh's arguments: agent forwarding, and the host key that was made for this VM, whatever its address.
+def ssh_argv(  # noqa: PLR0913 - one argument for each thing that ssh is told
+    name: str, user: str, address: str, known_hosts: Path, command: Sequence[str], *, lending: Lending = FORWARD
+) -> list[str]:
+    """Return ssh's arguments: what becomes of the agent, and the host key that was made for this VM, whatever its address.
 
     Args:
         name: The VM's name, under which its host key is pinned.
@@ -26,11 +30,12 @@ def ssh_argv(name: str, user: str, address: str, known_hosts: Path, command: Seq
         address: Where it is reached.
         known_hosts: The file with the pinned key.
         command: What to run, joined with blanks by ssh itself; empty for a login shell.
+        lending: What the guest gets of the user's SSH agent.
     """
-    return ["ssh", "-A", *pinned(name, known_hosts), "-l", user, "--", address, *command]
+    return [*lending.words, *pinned(name, known_hosts), "-l", user, "--", address, *command]
 
 
-def connection(settings: Settings, name: str, command: Sequence[str]) -> list[str]:
+def connection(settings: Settings, name: str, command: Sequence[str], lending: Lending = FORWARD) -> list[str]:
     """Return the ssh command for a running VM.
 
     Raises:
@@ -47,7 +52,10 @@ def connection(settings: Settings, name: str, command: Sequence[str]) -> list[st
             again = f"vmw spawn {shlex.quote(instance.worktree)} --name {name}"
             raise VmwError(message, f"`{again}` completes it, `vmw destroy {name}` removes what is left of it")
         raise virsh.no_answer(complaint)
+    if output.strip() == virsh.SHUT_OFF and query.is_saved(name):
+        message = f"VM {name!r} is suspended"
+        raise VmwError(message, f"`vmw resume {name}` lets it go on where it was")
     if output.strip() not in virsh.ANSWERING:
         message = f"VM {name!r} is not running ({output.strip()})"
         raise VmwError(message, f"start it with `vmw start {name}`")
-    return ssh_argv(name, instance.guest_user, address or f"{name}.local", files.known_hosts, command)
+    return ssh_argv(name, instance.guest_user, address or f"{name}.local", files.known_hosts, command, lending=lending)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ansible_collections.vmw.worktree.plugins.module_utils.neighbours import neighbours
 
 from vmw.errors import ExitCode, VmwError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+SHUT_OFF = "shut off"
+
 STATES = {
-    0: "unknown", 1: "running", 2: "idle", 3: "paused", 4: "in shutdown", 5: "shut off", 6: "crashed", 7: "pmsuspended",
+    0: "unknown", 1: "running", 2: "idle", 3: "paused", 4: "in shutdown", 5: SHUT_OFF, 6: "crashed", 7: "pmsuspended",
 }  # fmt: skip
 """virDomainState of libvirt-domain.h in the words of `virsh list`."""
+
+SUSPENDED = "suspended"
+"""State of ours: shut off, with saved memory from which the next start goes on."""
+
+UNDEFINED = "undefined"
+"""State of ours: recorded, and unknown to libvirt."""
 
 ANSWERING = frozenset({"running", "idle", "in shutdown"})
 """States in which a VM can be reached."""
@@ -31,11 +39,11 @@ QUERY_SECONDS = 10.0
 AGENT_SECONDS = 1.5
 """How long the guest's agent may take; a guest that hangs must not make `vmw ssh` hang."""
 
+SAVED = "list --all --with-managed-save --name"
+"""Question for the names of the domains whose memory is saved."""
+
 NO_DOMAIN = "failed to get domain"
 """What virsh says of a name that libvirt does not know."""
-
-NEIGHBOURS = Path("/proc/net/arp")
-_COMPLETE = "0x2"
 
 
 def environment() -> dict[str, str]:
@@ -87,11 +95,17 @@ class Virsh:
         Raises:
             VmwError: libvirt does not answer.
         """
-        process = self.start("domstats", "--state", "--nowait")
+        # The first list is of names alone, and tells nothing of a domain that runs.
+        process = self.start(f"{SAVED}; domstats --state --nowait")
         output, complaint = finish(process, QUERY_SECONDS)
         if process.returncode:
             raise no_answer(complaint)
         return parse_states(output)
+
+    def is_saved(self, name: str) -> bool:
+        """Tell whether the memory of a domain that is off is saved; no when libvirt does not answer."""
+        output, _ = finish(self.start(SAVED), QUERY_SECONDS)
+        return name in output.split()
 
     def definition(self, name: str) -> str:
         """Return a domain's XML, or an empty string where libvirt knows no such domain.
@@ -137,12 +151,15 @@ def finish(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
 
 
 def parse_states(text: str) -> dict[str, str]:
-    """Read the output of `virsh domstats --state`."""
+    """Read the names of domains whose memory is saved, and after them the output of `virsh domstats --state`."""
+    saved, *blocks = re.split(r"^Domain: ", text, flags=re.MULTILINE)
+    names = set(saved.split())
     states = {}
-    for block in re.split(r"^Domain: ", text, flags=re.MULTILINE)[1:]:
+    for block in blocks:
         name = block.splitlines()[0].strip().strip("'")
         number = re.search(r"^\s*state\.state=(\d+)", block, re.MULTILINE)
-        states[name] = STATES.get(int(number[1]), "unknown") if number else "unknown"
+        state = STATES.get(int(number[1]), "unknown") if number else "unknown"
+        states[name] = SUSPENDED if state == SHUT_OFF and name in names else state
     return states
 
 
@@ -164,15 +181,9 @@ def parse_addresses(text: str) -> dict[str, str]:
     return found
 
 
-def neighbours(path: Path = NEIGHBOURS) -> dict[str, str]:
+def reached() -> dict[str, str]:
     """Return the addresses by MAC in the host's neighbour table; libvirt's own `arp` source reads the same."""
-    found = {}
-    with contextlib.suppress(OSError):
-        for line in path.read_text().splitlines()[1:]:
-            fields = line.split()
-            if len(fields) >= 4 and fields[2] == _COMPLETE:  # noqa: PLR2004 - address, type, flags, MAC
-                found[fields[3].lower()] = fields[0]
-    return found
+    return {mac: address for address, mac in neighbours().items()}
 
 
 def best_addresses(virsh: Virsh, macs: Mapping[str, str]) -> dict[str, str]:
@@ -192,7 +203,7 @@ def best_addresses(virsh: Virsh, macs: Mapping[str, str]) -> dict[str, str]:
         agents.communicate()
         return _named(macs, by_lease)
     by_agent = parse_addresses(finish(agents, AGENT_SECONDS)[0])
-    return _named(macs, {**neighbours(), **by_agent, **by_lease})
+    return _named(macs, {**reached(), **by_agent, **by_lease})
 
 
 def quick_addresses(virsh: Virsh, macs: Mapping[str, str], leases: str) -> dict[str, str]:
@@ -203,7 +214,7 @@ def quick_addresses(virsh: Virsh, macs: Mapping[str, str], leases: str) -> dict[
         macs: The MAC address of each running VM's interface by the VM's name.
         leases: What virsh said of libvirt's leases.
     """
-    known = {**neighbours(), **parse_addresses(leases)}
+    known = {**reached(), **parse_addresses(leases)}
     unknown = {name: mac for name, mac in macs.items() if mac not in known}
     if unknown:
         known = {**parse_addresses(finish(virsh.start_addresses(unknown, "agent"), AGENT_SECONDS)[0]), **known}

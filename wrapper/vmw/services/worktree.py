@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils import worktree as collection_worktree
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
-from ansible_collections.vmw.worktree.plugins.module_utils.naming import check_name, name_for
+from ansible_collections.vmw.worktree.plugins.module_utils.naming import check_name, check_profile, name_for
+from ansible_collections.vmw.worktree.plugins.module_utils.secrets_profiles import find_profile
+from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, State
 
 from vmw.errors import ExitCode, VmwError
 from vmw.services.sizes import gibibytes, mebibytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmw.runner.inputs import ExtraVars
 
 
@@ -50,30 +54,58 @@ def spawn_vars(  # noqa: PLR0913 - one argument for each of the command's option
     cpus: int | None = None,
     disk: str | None = None,
     git: str | None = None,
+    secrets: str | None = None,
+    egress: str | None = None,
+    keys: str | None = None,
     wait: bool = True,
 ) -> ExtraVars:
     """Return the playbook's inputs; what the user did not say is left out, for config.yml to say.
 
     Raises:
-        VmwError: A size is none, or the name could not be a VM's.
+        VmwError: A size is none, or the name could not be a VM's or a profile's.
     """
     values: ExtraVars = {"worktree": absolute(path), "vmw_wait": wait}
     if name is not None:
-        values["vmw_name"] = _checked(name)
+        values["vmw_name"] = _checked(check_name, name)
     if memory is not None:
         values["vmw_memory_mib"] = mebibytes(memory)
     if cpus is not None:
         values["vmw_vcpus"] = cpus
     if git is not None:
         values["vmw_git_mode"] = git
+    if egress is not None:
+        values["vmw_egress"] = egress
+    if keys is not None:
+        values["vmw_keys"] = keys
+    if secrets is not None:
+        values["vmw_secrets"] = profile_name(secrets)
     if disk is not None:
         values["vmw_disk_gib"] = gibibytes(disk)
     return values
 
 
-def _checked(name: str) -> str:
+def profile_name(profile: str) -> str:
+    """Return the name of a secrets profile.
+
+    Raises:
+        VmwError: It is no plain label.
+    """
+    return _checked(check_profile, profile)
+
+
+def check_secrets(profile: str, state_dir: Path) -> None:
+    """Refuse by the collection's own rules a secrets profile that cannot be shown to a VM, before minutes are spent on the host.
+
+    Raises:
+        VmwError: There is none of that name, or others can read it.
+    """
+    if profile != DEFAULT_PROFILE:
+        _checked(lambda name: str(find_profile(State(state_dir), name)), profile)
+
+
+def _checked(check: Callable[[str], str], name: str) -> str:
     try:
-        return check_name(name)
+        return check(name)
     except CollectionError as error:
         raise VmwError(error.message, error.hint, ExitCode.of(error.code)) from error
 

@@ -1,0 +1,319 @@
+# Copyright (c) 2026 The vmw authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Start a VM as a fork of a saved template: load its memory in the background, then make it a machine of its own.
+
+Loading takes seconds and needs nothing but the record, so it goes on while Ansible writes the seed and the shares. `begin` starts
+it, and gives the fork its name and its network card as well; `complete` plugs in the shares and hands over the rest of the
+identity, through the guest's agent. In between, and whenever either is interrupted, the file ``fork.json`` says that the VM is no
+whole one yet.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import shlex
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+from xml.etree.ElementTree import tostring
+
+from ansible_collections.vmw.worktree.plugins.module_utils import guest_agent
+from ansible_collections.vmw.worktree.plugins.module_utils.console import begin_console, read_console
+from ansible_collections.vmw.worktree.plugins.module_utils.disks import (
+    backing_file,
+    copy_file,
+    create_overlay,
+    open_to_qemu,
+)
+from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import (
+    Fork,
+    Machine,
+    Share,
+    fork_xml,
+    interface_xml,
+    share_xml,
+)
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.image import load_manifest
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import RENDERED
+from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import (
+    connect,
+    find_own_domain,
+    has_saved_memory,
+    is_running,
+)
+from ansible_collections.vmw.worktree.plugins.module_utils.save_image import change_xml
+from ansible_collections.vmw.worktree.plugins.module_utils.state import read_exactly, write_json
+from ansible_collections.vmw.worktree.plugins.module_utils.template import Template, parts, template_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from xml.etree.ElementTree import Element
+
+    from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
+
+try:
+    import libvirt
+except ImportError:
+    libvirt = None
+
+IDENTITY = "/usr/lib/vmw/identity"
+"""The program in the golden image that gives a machine its identity."""
+
+IDENTITY_SECONDS = {"kvm": 15.0, "qemu": 180.0}
+"""How long the guest may take for its identity before the VM is started cold instead."""
+
+SAID_DONE = re.compile(r"^vmw-identity: done", re.MULTILINE)
+"""What that program prints on the console when the machine can be used."""
+
+POLL_SECONDS = 0.02
+ENTROPY_BYTES = 64
+
+LOADING = "loading"
+LOADED = "loaded"
+COMPLETING = "completing"
+FAILED = "failed"
+
+# libvirt-python has no type information of its own, hence Any for its objects.
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a fork has come.
+
+    Attributes:
+        phase: ``loading``, ``loaded``, ``completing`` or ``failed``.
+        reason: Why it failed.
+        seconds: How long its memory took to load.
+        apart_seconds: How long it took after that to make it a machine apart.
+    """
+
+    phase: str
+    reason: str = ""
+    seconds: float = 0.0
+    apart_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the guest's identity program is told: its mode, its standard input, and the word by which it says that it is done."""
+
+    mode: str
+    text: str
+    end: str
+
+
+def read_progress(files: InstanceFiles) -> Progress | None:
+    """Tell how far a VM's fork has come; ``None`` for a VM that is no fork on its way."""
+    try:
+        data = json.loads(files.fork.read_text())
+        return Progress(str(data["phase"]), str(data["reason"]), float(data["seconds"]), float(data["apart_seconds"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return Progress(FAILED, "what was written down of it cannot be read")
+
+
+def write_progress(files: InstanceFiles, progress: Progress) -> None:
+    """Write down how far a fork has come."""
+    write_json(files.fork, asdict(progress), 0o600)
+
+
+def find_template(files: InstanceFiles, instance: Instance, connection: Any) -> Template | None:  # noqa: ANN401
+    """Return the template that a VM can be forked of, or ``None``."""
+    template = template_for(files.state, instance.generation, Machine.of(instance), connection)
+    return template if template.exists() else None
+
+
+def begin(files: InstanceFiles, instance: Instance, template: Template) -> None:
+    """Make a VM's disk as a template's, and have its memory loaded by a process that outlives this one.
+
+    The caller holds the lock of the VM's start; the process takes it over.
+    """
+    write_progress(files, Progress(LOADING))
+    try:
+        copy_file(files.disk, parts(template.directory).disk)
+    except BaseException:
+        files.fork.unlink()
+        raise
+    open_to_qemu(files, instance)
+    begin_console(files.console)
+    if os.fork():
+        return
+    # From here on a process of its own, which Ansible does not wait for.
+    os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nowhere, stream)
+    status = 1
+    try:
+        _load(files, instance, template)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _load(files: InstanceFiles, instance: Instance, template: Template) -> None:
+    """Load a template's memory into a VM, and write down how that ended."""
+    began = time.monotonic()
+    try:
+        connection = connect(instance.libvirt_uri)
+        itself = Fork(instance.name, instance.uuid, str(files.record), str(files.disk), str(files.console))
+        files.memory.unlink(missing_ok=True)
+        copy_file(files.memory, parts(template.directory).memory)
+        _restore(connection, files.memory, itself, template)
+        loaded = time.monotonic()
+        # Somebody may have given up on the VM meanwhile.
+        files.load()
+        set_apart(files, instance, find_own_domain(connection, files.name, str(files.record)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the VM starts cold, and says why
+        write_progress(files, Progress(FAILED, str(error)))
+        end(files, instance)
+    else:
+        write_progress(files, Progress(LOADED, seconds=loaded - began, apart_seconds=time.monotonic() - loaded))
+    finally:
+        files.memory.unlink(missing_ok=True)
+
+
+def _restore(connection: Any, memory: Path, itself: Fork, template: Template) -> None:  # noqa: ANN401
+    """Load the memory, and note at the template whether that works: one that fails is made anew by the next set-up."""
+    refused = parts(template.directory).refused
+    try:
+        change_xml(memory, lambda saved: fork_xml(saved, itself))
+        connection.restoreFlags(str(memory), None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+    except (VmwError, libvirt.libvirtError) as error:
+        with contextlib.suppress(OSError):
+            refused.write_text(f"{error}\n")
+        raise
+    refused.unlink(missing_ok=True)
+
+
+def end(files: InstanceFiles, instance: Instance) -> None:
+    """End what was loaded of a fork that is none, if libvirt got so far."""
+    with contextlib.suppress(Exception):
+        domain = find_own_domain(connect(instance.libvirt_uri), files.name, str(files.record))
+        if is_running(domain):
+            domain.destroy()
+
+
+def discard(files: InstanceFiles, instance: Instance, domain: Any) -> None:  # noqa: ANN401
+    """Take back a fork that did not become a machine of its own: nobody can have used it. The disk is a new one then."""
+    if is_running(domain):
+        domain.destroy()
+    if has_saved_memory(domain):
+        # It belongs to the disk that goes now.
+        domain.managedSaveRemove(0)
+    files.memory.unlink(missing_ok=True)
+    create_overlay(files.disk, backing_file(files, instance), instance.disk_gib)
+    open_to_qemu(files, instance)
+    files.fork.unlink(missing_ok=True)
+
+
+def adopt(files: InstanceFiles) -> bool:
+    """Tell whether a fork whose completion was interrupted on the host has become a whole VM all the same, and let it be one."""
+    progress = read_progress(files)
+    if progress is None or progress.phase != COMPLETING or not SAID_DONE.search(read_console(files.console)):
+        return False
+    files.fork.unlink()
+    return True
+
+
+def apart_words(name: str) -> str:
+    """Return what the guest's identity program reads first: the name, and what only the host knows."""
+    entropy = base64.b64encode(os.urandom(ENTROPY_BYTES)).decode()
+    return f"now={time.time():.3f}\nentropy={entropy}\nhost={shlex.quote(name)}\n"
+
+
+def live_words(files: InstanceFiles, *, grown: bool) -> str:
+    """Return what the guest's identity program reads then: the seed's words, and whether the disk has grown."""
+    return f"grown={str(grown).lower()}\n{read_exactly(files.seed_sources / RENDERED)}"
+
+
+def run_identity(
+    files: InstanceFiles,
+    instance: Instance,
+    domain: Any,  # noqa: ANN401
+    words: Words,
+    meanwhile: Callable[[], None] | None = None,
+) -> None:
+    """Run the guest's identity program.
+
+    Args:
+        files: The VM's files.
+        instance: Its record.
+        domain: Its domain, which runs.
+        words: What the program is told, and what it says at its end.
+        meanwhile: What to do on the host while it works.
+
+    Raises:
+        VmwError: The program failed, or took too long.
+        libvirtError: The agent does not answer.
+    """
+    deadline = time.monotonic() + IDENTITY_SECONDS[instance.virt_type]
+    said = re.compile(rf"^vmw-identity: ({words.end}|failed)", re.MULTILINE)
+    try:
+        pid = guest_agent.start(domain, IDENTITY, words.mode, stdin=words.text)
+        if meanwhile:
+            meanwhile()
+        # The guest says on its console when it is done; to ask it each time would slow it down.
+        while (found := said.search(read_console(files.console))) is None:
+            if time.monotonic() > deadline or not is_running(domain):
+                message = "the guest did not take its identity in time"
+                raise VmwError(message)
+            time.sleep(POLL_SECONDS)
+        if found[1] == "failed":
+            result = guest_agent.ended(domain, pid)
+            lines = result.output.strip().splitlines() if result else []
+            message = f"the guest did not take its identity: {lines[-1] if lines else 'see its console'}"
+            raise VmwError(message)
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"the guest's agent does not answer as it should: {error}"
+        raise VmwError(message) from error
+
+
+def set_apart(files: InstanceFiles, instance: Instance, domain: Any) -> None:  # noqa: ANN401
+    """Give a fork its name, its clock and random numbers of its own, and then its network card; see `run_identity`."""
+    run_identity(files, instance, domain, Words("--apart", apart_words(instance.name), "apart"))
+    # DHCP takes seconds, and tells the network the name: so the card comes after the name, and before all else.
+    attach(domain, interface_xml(instance.mac, instance.bridge, instance.tap))
+
+
+def attach(domain: Any, device: Element) -> None:  # noqa: ANN401
+    """Plug a device into a running domain; its definition for later starts has it already."""
+    domain.attachDeviceFlags(tostring(device, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def complete(files: InstanceFiles, instance: Instance, domain: Any, shares: list[Share]) -> None:  # noqa: ANN401
+    """Make a loaded fork the machine that its record describes; see `run_identity` for what is raised.
+
+    Args:
+        files: The VM's files.
+        instance: Its record.
+        domain: Its domain, which runs.
+        shares: What it gets.
+    """
+
+    def plug_in() -> None:
+        for share in shares:
+            attach(domain, share_xml(share))
+
+    # Whoever is interrupted from here on leaves a machine of which nobody knows how much it is.
+    write_progress(files, Progress(COMPLETING))
+    grown = _grow(files, instance, domain)
+    run_identity(files, instance, domain, Words("--live", live_words(files, grown=grown), "done"), plug_in)
+    files.fork.unlink()
+
+
+def _grow(files: InstanceFiles, instance: Instance, domain: Any) -> bool:  # noqa: ANN401
+    """Give the disk the size that was asked for, where it is larger than the template's."""
+    manifest = load_manifest(files.state.images / instance.generation)
+    wanted = instance.disk_gib << 30
+    if manifest is None or wanted <= manifest.virtual_size:
+        return False
+    domain.blockResize("vda", wanted, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+    return True

@@ -1,0 +1,125 @@
+# Copyright (c) 2026 The vmw authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Saved, running VMs of which new ones are forked: where they are, and which of them serves a VM."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.vmw.worktree.plugins.module_utils.accelerator import CPU_INFO
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import Machine
+    from ansible_collections.vmw.worktree.plugins.module_utils.state import State
+
+SCHEMA = 1
+"""Version of what a template is: one of another version is not used."""
+
+DIRECTORY = "templates"
+"""Directory of a generation that holds its templates."""
+
+BUILD_PREFIX = ".build-"
+"""Start of the names of directories in which a template is made."""
+
+DOMAIN_PREFIX = "vmw-template-"
+"""Start of the names of the domains of templates that are made."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """The place of one template."""
+
+    generation: Path
+    key: str
+
+    @property
+    def directory(self) -> Path:
+        """Hold the template; complete or absent."""
+        return self.generation / DIRECTORY / self.key
+
+    @property
+    def build_directory(self) -> Path:
+        """Hold what is being made."""
+        return self.generation / DIRECTORY / f"{BUILD_PREFIX}{self.key}"
+
+    def exists(self) -> bool:
+        """Tell whether the template can be forked."""
+        return parts(self.directory).manifest.is_file()
+
+    def is_refused(self) -> bool:
+        """Tell whether the last attempt to load it failed, so that it should be made anew."""
+        return parts(self.directory).refused.is_file()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The files of a template."""
+
+    disk: Path
+    memory: Path
+    manifest: Path
+    console: Path
+    saved: Path
+    refused: Path
+
+
+def parts(directory: Path) -> Parts:
+    """Return a template's files: disk, memory, what it is; two more while it is made; and why it could not be loaded."""
+    return Parts(
+        disk=directory / "disk.qcow2",
+        memory=directory / "memory",
+        manifest=directory / "template.json",
+        console=directory / "console.log",
+        saved=directory / "saved",
+        refused=directory / "refused",
+    )
+
+
+def host_cpu(cpu_info: str) -> list[str]:
+    """Return what a saved VM may depend on of the host's CPU: its model and its features.
+
+    Args:
+        cpu_info: The text of ``/proc/cpuinfo``.
+    """
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "microcode", "flags")
+    first = cpu_info.split("\n\n", 1)[0]
+    lines = (line.partition(":") for line in first.splitlines())
+    return [f"{name.strip()}={value.strip()}" for name, _, value in lines if name.strip() in wanted]
+
+
+def key_of(machine: Machine, versions: tuple[int, int], kernel: str, cpu: list[str]) -> str:
+    """Name the template that fits a VM on this host: what differs in any of these is not loaded.
+
+    Args:
+        machine: The VM.
+        versions: QEMU's and libvirt's, as libvirt counts them.
+        kernel: The host's kernel; under KVM the guest sees what that offers.
+        cpu: See `host_cpu`.
+    """
+    host = [kernel, *cpu] if machine.virt_type == "kvm" else []
+    what = {"schema": SCHEMA, "machine": asdict(machine), "versions": versions, "host": host}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def versions_of(connection: Any) -> tuple[int, int]:  # noqa: ANN401
+    """Return QEMU's and libvirt's version, as libvirt counts them: 1,000,000 * major + 1,000 * minor + release."""
+    return connection.getVersion(), connection.getLibVersion()
+
+
+def template_for(state: State, generation: str, machine: Machine, connection: Any) -> Template:  # noqa: ANN401
+    """Return the template that a VM could be forked of, made or not.
+
+    Args:
+        state: The state directory's layout.
+        generation: The golden image's generation.
+        machine: The VM.
+        connection: The connection to libvirt.
+    """
+    key = key_of(machine, versions_of(connection), os.uname().release, host_cpu(CPU_INFO.read_text()))
+    return Template(state.images / generation, key)

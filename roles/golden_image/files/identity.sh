@@ -1,0 +1,149 @@
+#!/bin/sh
+# Give this machine the identity that the host describes: its name, keys, user, files and mounts.
+#
+#   identity FILE        before systemd starts; the file assigns the variables below, rendered from the seed's user-data
+#   identity --apart     in a fork of a running template, before it gets a network card: standard input has its name, and what only
+#                        the host knows, the time in seconds since 1970 and bytes for the random generator
+#   identity --live      in a fork that has been set apart: the rest, and whether the disk has grown
+#   identity --rehearse  in a template: brings into memory what its forks need at once
+#
+# The host writes shell, as each program that could read JSON takes an emulated machine a second to start.
+# The host's words assign id, machine, host, fqdn, private, public, account, uid, authorized, mounts, now, entropy and grown.
+# shellcheck disable=SC2154
+set -eu
+umask 022
+step="read the description"
+
+complain() {
+    status=$?
+    [ "$status" -ne 0 ] || return 0
+    # The console's log is where the host looks when nobody can log in.
+    printf '\nvmw-identity: failed to %s\n' "$step" >/dev/console
+    exit "$status"
+}
+trap complain EXIT
+
+# The host follows the console, which costs this machine less than to be asked again and again.
+say() {
+    printf '\nvmw-identity: %s\n' "$1" >/dev/console
+}
+
+write_files() {
+    while [ $# -gt 0 ]; do
+        printf '%s' "$2" >"$1"
+        shift 2
+    done
+}
+
+# A first boot that was cut off has written them already.
+write_mounts() {
+    others=
+    while IFS= read -r line; do
+        case $line in
+            vmw:*) ;;
+            *) others="$others$line
+" ;;
+        esac
+    done </etc/fstab
+    printf '%s%s\n' "$others" "$mounts" >/etc/fstab
+}
+
+# Where the shell can do it by itself it does: each program costs an emulated machine a twentieth of a second, and a fork's user waits.
+write_identity() {
+    # The host gives the machine its UUID, of which systemd would make the same machine-id by itself.
+    echo "$machine" >/etc/machine-id
+    echo "$host" >/etc/hostname
+    printf '127.0.0.1 localhost\n127.0.1.1 %s %s\n::1 localhost ip6-localhost ip6-loopback\nff02::1 ip6-allnodes\nff02::2 ip6-allrouters\n' \
+        "$fqdn" "$host" >/etc/hosts
+    (umask 077 && printf '%s' "$private" >/etc/ssh/ssh_host_ed25519_key)
+    printf '%s\n' "$public" >/etc/ssh/ssh_host_ed25519_key.pub
+    # The image has the user already; its uid differs only when the image is another user's.
+    while IFS=: read -r name _ number _; do
+        [ "$name" != "$account" ] || [ "$number" = "$uid" ] || usermod --uid "$uid" "$account"
+    done </etc/passwd
+    # An empty file of the user's, made with the image.
+    printf '%s\n' "$authorized" >"/home/$account/.ssh/authorized_keys"
+    write_mounts
+    # An identity that a power cut empties must not count as given.
+    sync -f /etc/machine-id
+    echo "$id" >/var/lib/vmw/instance-id
+}
+
+mount_shares() {
+    # A share that was plugged in a moment ago may not have been found yet.
+    tries=100
+    until mount --all --types virtiofs 2>/run/vmw-mount; do
+        tries=$((tries - 1))
+        if [ "$tries" -eq 0 ]; then
+            cat /run/vmw-mount >&2
+            return 1
+        fi
+        sleep 0.1
+    done
+}
+
+set_apart() {
+    date --set "@$now" >/dev/null
+    echo "$host" >/proc/sys/kernel/hostname
+    # Each machine's random numbers are to be its own: the kernel mixes the bytes in, and RNDRESEEDCRNG (random(4)) has it use
+    # them at once. Debian 12's kernel has no driver for the generation id that would do so by itself.
+    printf '%s' "$entropy" >/dev/urandom
+    perl -e 'open my $random, ">", "/dev/urandom" or die; ioctl $random, 0x5207, 0 or die "RNDRESEEDCRNG: $!\n"'
+    say apart
+    # While the host plugs in the card. Without mDNS the machine can be used all the same.
+    busctl call org.freedesktop.Avahi / org.freedesktop.Avahi.Server SetHostName s "$host" || true
+}
+
+# What the host does not wait for.
+settle() {
+    # It holds the template's ids in memory, and its log is not this machine's.
+    rm -rf /var/log/journal/*
+    systemctl restart systemd-journald.service
+    dd if=/dev/urandom of=/var/lib/systemd/random-seed bs=512 count=1 status=none
+    if "$grown"; then
+        systemctl start --no-block vmw-grow-root.service
+    fi
+}
+
+rehearse() {
+    mount --version >/dev/null
+    date >/dev/null
+    perl -e 'exit'
+    busctl call org.freedesktop.Avahi / org.freedesktop.Avahi.Server GetHostName >/dev/null
+    systemctl is-active ssh.service >/dev/null || true
+    cat /usr/sbin/sshd >/dev/null
+}
+
+if [ "$1" = --rehearse ]; then
+    rehearse
+    exit
+fi
+mode=$1
+# shellcheck source=/dev/null
+case $mode in
+    --apart | --live) . /dev/stdin ;;
+    *) . "$mode" ;;
+esac
+if [ "$mode" = --apart ]; then
+    step="set the fork apart"
+    set_apart
+    exit
+fi
+step="write the files"
+# Pairs of a path and a content, as the host has set them.
+write_files "$@"
+step="write the identity"
+write_identity
+if [ "$mode" = --live ]; then
+    step="start what waited for the identity"
+    # The kernel draws this number once, in the template; a container gets its own in the same way.
+    read -r boot </proc/sys/kernel/random/uuid
+    echo "$boot" >/run/vmw-boot-id
+    mount --bind /run/vmw-boot-id /proc/sys/kernel/random/boot_id
+    systemctl start --no-block ssh.service
+    mount_shares
+    say "done"
+    # From here on the machine can be used, whatever fails.
+    trap - EXIT
+    settle
+fi

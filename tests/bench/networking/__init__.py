@@ -1,0 +1,1 @@
+"""What tests/bench/network is made of."""

@@ -1,0 +1,188 @@
+"""The module that changes a VM's network policy: in what order, and what a guest is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ansible_collections.vmw.worktree.plugins.module_utils import guest_agent, packet_filter
+from ansible_collections.vmw.worktree.plugins.module_utils.egress import Egress
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.guest_agent import Ended
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
+from ansible_collections.vmw.worktree.plugins.module_utils.state import State
+from ansible_collections.vmw.worktree.plugins.modules import egress as module
+from records import record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+URL = "http://192.168.177.1:47123"
+
+
+CARD = (
+    "<domain><devices><interface type='bridge'><mac address='52:54:00:00:00:01'/><target dev='vmw-1b671a64'/></interface>"
+    "</devices></domain>"
+)
+
+
+@dataclass
+class Host:
+    """Stands for the filter, libvirt and the guest's agent."""
+
+    running: bool = True
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refusal: VmwError | None = None
+    told: list[str] = field(default_factory=list)
+    answer: Ended = field(default_factory=lambda: Ended(0, ""))
+    xml: str = CARD
+
+    def ask(self, verb: str, **values: Any) -> dict[str, Any]:  # noqa: ANN401 - as the real one
+        if self.refusal:
+            raise self.refusal
+        name = values["name"]
+        if verb == "remove":
+            return {"ok": True, "changed": self.known.pop(name, None) is not None}
+        changed = self.known.get(name) != values
+        self.known[name] = values
+        return {"ok": True, "changed": changed}
+
+    def call(self, _domain: object, *_argv: str, stdin: str, timeout: float) -> Ended:
+        assert timeout > 0
+        self.told.append(stdin)
+        return self.answer
+
+    def XMLDesc(self) -> str:  # noqa: N802 - libvirt's name
+        return self.xml
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = Host()
+    monkeypatch.setattr(packet_filter, "ask", host.ask)
+    monkeypatch.setattr(guest_agent, "call", host.call)
+    monkeypatch.setattr(module, "connect", lambda _uri: None)
+    monkeypatch.setattr(module, "find_own_domain", lambda *_words: host)
+    monkeypatch.setattr(module, "is_running", lambda domain: domain.running)
+    monkeypatch.setattr(module, "bridge_address", lambda _bridge: "192.168.177.1")
+    return host
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> InstanceFiles:
+    files = InstanceFiles(State(tmp_path / "vmw"), "one")
+    files.save(record())
+    return files
+
+
+def call(files: InstanceFiles, *, check_mode: bool = False, **values: object) -> tuple[dict[str, Any], list[str]]:
+    """Run the module and return its results and warnings."""
+    warnings: list[str] = []
+    parameters = {"mode": "", "allow": [], "forbid": [], "proxy_port": 47123, "tell_guest": False, **values}
+    ansible: Any = SimpleNamespace(
+        params={"state_dir": str(files.state.root), "name": "one", "state": "present", **parameters},
+        check_mode=check_mode,
+        warn=warnings.append,
+    )
+    work = module.absent if parameters.get("state") == "absent" else module.present
+    return work(ansible), warnings
+
+
+def test_a_policy_is_enforced_and_written_down(host: Host, files: InstanceFiles) -> None:
+    result, warnings = call(files, mode="offline")
+    assert result["changed"]
+    assert result["egress"]["mode"] == "offline"
+    assert host.known["one"]["mode"] == "offline"
+    assert files.load().egress == Egress("offline")
+    assert result["diff"] == {"before": "internet\n", "after": "offline\n"}
+    assert warnings == []
+    again, _ = call(files)
+    assert not again["changed"]
+    assert again["egress"]["mode"] == "offline"
+
+
+def test_what_the_filter_refuses_is_not_written_down(host: Host, files: InstanceFiles) -> None:
+    host.refusal = VmwError("no")
+    with pytest.raises(VmwError, match="no"):
+        call(files, mode="open")
+    assert files.load().egress == Egress("internet")
+
+
+def test_check_mode_asks_nobody(host: Host, files: InstanceFiles) -> None:
+    host.refusal = VmwError("it was asked")
+    result, _ = call(files, check_mode=True, mode="allowlist", allow=["a.org"])
+    assert result["changed"]
+    assert result["diff"]["after"] == "allowlist\na.org\n"
+    assert files.load().egress == Egress("internet")
+
+
+def test_a_running_guest_is_told_its_proxy_and_that_it_needs_none(host: Host, files: InstanceFiles) -> None:
+    result, _ = call(files, mode="allowlist")
+    assert not result["stale"]
+    assert f"https_proxy={URL}" in host.told[0]
+    assert files.load().egress.told == URL
+    call(files, allow=["a.org"])
+    assert len(host.told) == 1
+    call(files, mode="internet")
+    assert URL not in host.told[1]
+    assert files.load().egress == Egress("internet", ["a.org"])
+
+
+def test_a_guest_that_is_off_is_told_when_it_runs(host: Host, files: InstanceFiles) -> None:
+    host.running = False
+    result, warnings = call(files, mode="allowlist")
+    assert result["stale"]
+    assert host.told == warnings == []
+    host.running = True
+    assert call(files)[0]["stale"]
+    result, _ = call(files, tell_guest=True)
+    assert not result["stale"]
+    assert len(host.told) == 1
+
+
+def test_a_guest_that_does_not_listen_is_warned_of_in_words_that_are_safe(host: Host, files: InstanceFiles) -> None:
+    host.answer = Ended(1, "no\x1b[2J room\n")
+    result, (warning,) = call(files, mode="allowlist")
+    assert result["stale"]
+    assert "do not know their way" in warning
+    assert "\x1b" not in warning
+    assert files.load().egress == Egress("allowlist")
+
+
+@pytest.mark.parametrize("target", ["<target dev='vnet3'/>", '<target dev="vnet3"/>', ""])
+def test_a_card_of_before_is_warned_of_whenever_somebody_asks(host: Host, files: InstanceFiles, target: str) -> None:
+    host.xml = host.xml.replace("<target dev='vmw-1b671a64'/>", target)
+    for _ in range(2):
+        _, (warning,) = call(files, mode="offline")
+        assert "until it is started again" in warning
+
+
+def test_what_cannot_be_written_down_is_not_enforced(host: Host, files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(files, mode="offline")
+
+    def full(_files: InstanceFiles, _instance: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(InstanceFiles, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        call(files, mode="open")
+    assert host.known["one"]["mode"] == "offline"
+
+
+def test_a_filter_that_does_not_answer_keeps_no_vm_from_going(host: Host, files: InstanceFiles) -> None:
+    host.refusal = VmwError("it is broken")
+    result, (warning,) = call(files, state="absent")
+    assert not result["changed"]
+    assert "may still know one" in warning
+
+
+def test_a_vm_that_goes_is_forgotten_once(host: Host, files: InstanceFiles) -> None:
+    call(files)
+    assert call(files, state="absent", check_mode=True)[0]["changed"]
+    assert "one" in host.known
+    assert call(files, state="absent")[0]["changed"]
+    assert not call(files, state="absent")[0]["changed"]
+    assert dataclasses.asdict(files.load().egress)["mode"] == "internet"

@@ -1,0 +1,666 @@
+"""From a saved template to a machine of its own, with a libvirt and a guest that only note what they are asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import struct
+import subprocess
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ansible_collections.vmw.worktree.plugins.module_utils import fork, guest_agent
+from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import (
+    Boot,
+    Fork,
+    Machine,
+    Share,
+    marked_record,
+    template_xml,
+)
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.fork import Progress, Words
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import RENDERED, Instance, InstanceFiles
+from ansible_collections.vmw.worktree.plugins.module_utils.state import State, write_file
+from ansible_collections.vmw.worktree.plugins.module_utils.template import Template, parts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+INSTANCE = Instance(
+    schema=1,
+    name="n",
+    uuid="0bd16cbf-4c3a-4a46-9aee-0f6aa3e1f2a7",
+    mac="52:54:00:01:02:03",
+    worktree="/home/dev/n",
+    created="",
+    memory_mib=4096,
+    vcpus=4,
+    disk_gib=20,
+    bridge="br0",
+    guest_user="claude",
+    uid=1234,
+    authorized_keys=[],
+    generation="g",
+    virt_type="kvm",
+    libvirt_uri="qemu:///session",
+)
+WORDS = Words("--live", "x=1\n", "done")
+
+
+class Libvirt:
+    """Stand for libvirt's binding."""
+
+    libvirtError = RuntimeError  # noqa: N815 - libvirt's name
+    VIR_DOMAIN_AFFECT_LIVE = 1
+    VIR_DOMAIN_SAVE_RUNNING = 2
+    VIR_DOMAIN_BLOCK_RESIZE_BYTES = 1
+
+
+class Domain:
+    """A domain that notes what is plugged into it."""
+
+    def __init__(self, events: list[str], *, active: bool = True, saved: bool = False) -> None:
+        self.events = events
+        self.active = active
+        self.saved = saved
+        self.devices: list[str] = []
+
+    def isActive(self) -> bool:  # noqa: N802 - libvirt's name
+        return self.active
+
+    def destroy(self) -> None:
+        self.active = False
+        self.events.append("destroy")
+
+    def hasManagedSaveImage(self, _flags: int) -> bool:  # noqa: N802 - libvirt's name
+        return self.saved
+
+    def managedSaveRemove(self, _flags: int) -> None:  # noqa: N802 - libvirt's name
+        self.saved = False
+        self.events.append("forget memory")
+
+    def attachDeviceFlags(self, xml: str, flags: int) -> None:  # noqa: N802 - libvirt's name
+        self.devices.append(xml)
+        assert flags == Libvirt.VIR_DOMAIN_AFFECT_LIVE
+        self.events.append("card" if "<interface" in xml else "share")
+
+    def blockResize(self, disk: str, size: int, _flags: int) -> None:  # noqa: N802 - libvirt's name
+        self.events.append(f"resize {disk} {size >> 30}")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> InstanceFiles:
+    files = InstanceFiles(State(tmp_path), "n")
+    files.save(INSTANCE)
+    files.console.touch()
+    files.seed_sources.mkdir()
+    (files.seed_sources / RENDERED).write_text("host=n\n")
+    return files
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch, files: InstanceFiles) -> list[str]:
+    """Collect what happens, in its order; the guest does what it is told and says so at once."""
+    events: list[str] = []
+    monkeypatch.setattr(fork, "libvirt", Libvirt)
+
+    def start(_domain: Domain, path: str, mode: str, *, stdin: str) -> int:
+        assert path == "/usr/lib/vmw/identity"
+        events.append(mode)
+        with files.console.open("a") as console:
+            console.write(f"\r\nvmw-identity: {'apart' if mode == '--apart' else 'done'}\r\n")
+        return 7
+
+    monkeypatch.setattr(guest_agent, "start", start)
+    return events
+
+
+def say(monkeypatch: pytest.MonkeyPatch, files: InstanceFiles, words: str) -> None:
+    """Have the guest's program say something else."""
+
+    def start(*_arguments: object, **_options: object) -> int:
+        files.console.write_text(words)
+        return 7
+
+    monkeypatch.setattr(guest_agent, "start", start)
+
+
+def test_progress_comes_back_as_it_was_written(files: InstanceFiles) -> None:
+    assert fork.read_progress(files) is None
+    fork.write_progress(files, Progress(fork.LOADED, "", 1.5, 0.25))
+    assert fork.read_progress(files) == Progress(fork.LOADED, "", 1.5, 0.25)
+    assert files.fork.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"phase": "loaded"}'])
+def test_progress_that_cannot_be_read_is_a_failure(files: InstanceFiles, text: str) -> None:
+    files.fork.write_text(text)
+    progress = fork.read_progress(files)
+    assert progress
+    assert progress.phase == fork.FAILED
+    assert progress.reason
+
+
+def test_the_card_comes_after_the_name_and_the_random_numbers(files: InstanceFiles, events: list[str]) -> None:
+    fork.set_apart(files, INSTANCE, Domain(events))
+    assert events == ["--apart", "card"]
+
+
+def test_shares_are_plugged_in_while_the_guest_writes_its_files(files: InstanceFiles, events: list[str]) -> None:
+    fork.write_progress(files, Progress(fork.LOADED))
+    fork.complete(files, INSTANCE, Domain(events), [Share("vmw:repo", "/r"), Share("vmw:secrets", "/s")])
+    assert events == ["--live", "share", "share"]
+    assert not files.fork.exists()
+
+
+def test_a_fork_whose_completion_was_interrupted_is_not_taken_for_a_loaded_one(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_arguments: object, **_options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(guest_agent, "start", interrupted)
+    fork.write_progress(files, Progress(fork.LOADED))
+    with pytest.raises(KeyboardInterrupt):
+        fork.complete(files, INSTANCE, Domain(events), [])
+    progress = fork.read_progress(files)
+    assert progress
+    assert progress.phase == fork.COMPLETING
+
+
+def test_what_was_said_before_the_fork_was_set_apart_is_not_its_end(files: InstanceFiles, events: list[str]) -> None:
+    fork.set_apart(files, INSTANCE, Domain(events))
+    assert "apart" in files.console.read_text()
+    fork.write_progress(files, Progress(fork.LOADED))
+    fork.complete(files, INSTANCE, Domain(events), [])
+    assert events == ["--apart", "card", "--live"]
+
+
+def test_a_guest_that_fails_is_quoted(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    say(monkeypatch, files, "vmw-identity: failed to write the files\r\n")
+    monkeypatch.setattr(guest_agent, "ended", lambda _domain, _pid: guest_agent.Ended(1, "first\ncannot create x\n"))
+    with pytest.raises(VmwError, match="cannot create x"):
+        fork.run_identity(files, INSTANCE, Domain(events), WORDS)
+
+
+def test_a_guest_that_fails_without_a_word_is_told_too(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(monkeypatch, files, "vmw-identity: failed to x\r\n")
+    monkeypatch.setattr(guest_agent, "ended", lambda _domain, _pid: None)
+    with pytest.raises(VmwError, match="see its console"):
+        fork.run_identity(files, INSTANCE, Domain(events), WORDS)
+
+
+def test_a_guest_that_takes_too_long_is_given_up(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(monkeypatch, files, "boot\r\n")
+    monkeypatch.setattr(fork, "IDENTITY_SECONDS", {"kvm": -1.0})
+    with pytest.raises(VmwError, match="in time"):
+        fork.run_identity(files, INSTANCE, Domain(events), WORDS)
+
+
+def test_a_guest_that_goes_off_is_given_up(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    say(monkeypatch, files, "boot\r\n")
+    monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("it is waited for"))
+    with pytest.raises(VmwError, match="in time"):
+        fork.run_identity(files, INSTANCE, Domain(events, active=False), WORDS)
+
+
+def test_an_agent_that_answers_nonsense_is_told(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_arguments: object, **_options: object) -> int:
+        raise KeyError
+
+    monkeypatch.setattr(guest_agent, "start", start)
+    with pytest.raises(VmwError, match="does not answer as it should"):
+        fork.run_identity(files, INSTANCE, Domain(events), WORDS)
+
+
+def test_a_larger_disk_is_grown_before_the_guest_looks(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Small:
+        virtual_size = 20 << 30
+
+    monkeypatch.setattr(fork, "load_manifest", lambda _directory: Small)
+    fork.write_progress(files, Progress(fork.LOADED))
+    fork.complete(files, replace(INSTANCE, disk_gib=24), Domain(events), [])
+    assert events == ["resize vda 24", "--live"]
+
+
+def as_sh_reads(tmp_path: Path, text: str, *names: str) -> list[str]:
+    file = tmp_path / "words"
+    file.write_text(text)
+    quoted = " ".join(f'"${name}"' for name in names)
+    done = subprocess.run(["sh", "-euc", f'. "$1"; printf "%s\\n" {quoted}', "sh", str(file)], check=True, capture_output=True)
+    return done.stdout.decode().splitlines()
+
+
+def test_each_fork_gets_random_bytes_of_its_own(tmp_path: Path) -> None:
+    host, one, now = as_sh_reads(tmp_path, fork.apart_words("n"), "host", "entropy", "now")
+    _, two, _ = as_sh_reads(tmp_path, fork.apart_words("n"), "host", "entropy", "now")
+    assert host == "n"
+    assert len(one) >= fork.ENTROPY_BYTES
+    assert one != two
+    assert float(now) > 1.7e9
+
+
+@pytest.mark.parametrize("grown", [True, False])
+def test_the_guest_is_told_whether_its_disk_has_grown(files: InstanceFiles, tmp_path: Path, *, grown: bool) -> None:
+    assert as_sh_reads(tmp_path, fork.live_words(files, grown=grown), "grown", "host") == [str(grown).lower(), "n"]
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Template:
+    template = Template(tmp_path / "images/g", "0123")
+    template.directory.mkdir(parents=True)
+    (tmp_path / "images/g/disk.qcow2").touch()
+    for path in (parts(template.directory).disk, parts(template.directory).memory, parts(template.directory).manifest):
+        path.write_text(path.name)
+    return template
+
+
+def test_a_fork_begins_with_a_copy_of_the_templates_disk(
+    files: InstanceFiles, template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fork", lambda: 1)
+    fork.begin(files, INSTANCE, template)
+    assert files.disk.read_text() == "disk.qcow2"
+    assert files.disk.stat().st_mode & 0o777 == 0o600
+    progress = fork.read_progress(files)
+    assert progress
+    assert progress.phase == fork.LOADING
+
+
+class Connection:
+    """A libvirt that restores, or does not."""
+
+    def __init__(self, restore: Callable[[str], None]) -> None:
+        self.restore = restore
+
+    def restoreFlags(self, path: str, xml: str | None, _flags: int) -> None:  # noqa: N802 - libvirt's name
+        assert xml is None
+        self.restore(path)
+
+
+@pytest.fixture
+def load(files: InstanceFiles, events: list[str], template: Template, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
+    def run(restore: Callable[[str], None]) -> Progress | None:
+        monkeypatch.setattr(fork, "connect", lambda _uri: Connection(restore))
+        monkeypatch.setattr(fork, "change_xml", lambda _path, _change: events.append("describe"))
+        monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
+        fork._load(files, INSTANCE, template)
+        return fork.read_progress(files)
+
+    return run
+
+
+def test_a_loaded_fork_has_its_card(files: InstanceFiles, events: list[str], load: Any) -> None:  # noqa: ANN401
+    seen: list[int] = []
+
+    def restore(path: str) -> None:
+        seen.append(os.stat(path).st_mode & 0o777)  # noqa: PTH116
+        events.append("restore")
+
+    progress = load(restore)
+    assert progress.phase == fork.LOADED
+    assert events == ["describe", "restore", "--apart", "card"]
+    assert seen == [0o600]
+    assert not files.memory.exists()
+
+
+def test_a_restore_that_fails_is_written_down(files: InstanceFiles, load: Any) -> None:  # noqa: ANN401
+    def restore(_path: str) -> None:
+        message = "load of migration failed"
+        raise RuntimeError(message)
+
+    progress = load(restore)
+    assert (progress.phase, progress.reason) == (fork.FAILED, "load of migration failed")
+    assert not files.memory.exists()
+
+
+def test_a_template_that_cannot_be_restored_is_marked_until_it_can(load: Any, template: Template) -> None:  # noqa: ANN401
+    refused = parts(template.directory).refused
+
+    def restore(_path: str) -> None:
+        message = "load of migration failed"
+        raise RuntimeError(message)
+
+    load(restore)
+    assert refused.read_text() == "load of migration failed\n"
+    load(lambda _path: None)
+    assert not refused.exists()
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_a_fork_that_failed_leaves_a_vm_to_be_started_cold(
+    files: InstanceFiles, events: list[str], template: Template, monkeypatch: pytest.MonkeyPatch, *, active: bool
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(fork, "create_overlay", lambda path, backing, gib: made.append(f"{path.name} {backing} {gib}"))
+    fork.write_progress(files, Progress(fork.FAILED, "x"))
+    files.memory.touch()
+    fork.discard(files, INSTANCE, Domain(events, active=active))
+    assert made == [f"disk.qcow2 {template.generation}/disk.qcow2 20"]
+    assert events == (["destroy"] if active else [])
+    assert not files.fork.exists()
+    assert not files.memory.exists()
+
+
+@pytest.mark.parametrize("seconds", ["soon", None, [], {}])
+def test_progress_of_no_length_is_a_failure(files: InstanceFiles, seconds: object) -> None:
+    files.fork.write_text(json.dumps({"phase": "loaded", "reason": "", "seconds": seconds, "apart_seconds": 0}))
+    progress = fork.read_progress(files)
+    assert progress
+    assert progress.phase == fork.FAILED
+
+
+def test_progress_that_may_not_be_read_is_a_failure(files: InstanceFiles) -> None:
+    files.fork.mkdir()
+    progress = fork.read_progress(files)
+    assert progress
+    assert progress.phase == fork.FAILED
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_template_is_found_when_it_is_complete(
+    files: InstanceFiles, template: Template, monkeypatch: pytest.MonkeyPatch, *, complete: bool
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    connection = object()
+
+    def template_for(*arguments: object) -> Template:
+        asked.append(arguments)
+        return template
+
+    monkeypatch.setattr(fork, "template_for", template_for)
+    if not complete:
+        parts(template.directory).manifest.unlink()
+    assert fork.find_template(files, INSTANCE, connection) == (template if complete else None)
+    assert asked == [(files.state, "g", Machine("kvm", 4096, 4), connection)]
+
+
+def test_the_host_works_while_the_guest_does(files: InstanceFiles, events: list[str]) -> None:
+    fork.run_identity(files, INSTANCE, Domain(events), WORDS, lambda: events.append("meanwhile"))
+    assert events == ["--live", "meanwhile"]
+
+
+def test_the_program_gets_its_words(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[object, ...]] = []
+
+    def start(domain: Domain, path: str, mode: str, *, stdin: str) -> int:
+        told.append((domain, path, mode, stdin))
+        files.console.write_text("vmw-identity: done\n")
+        return 7
+
+    monkeypatch.setattr(guest_agent, "start", start)
+    domain = Domain(events)
+    fork.run_identity(files, INSTANCE, domain, WORDS)
+    assert told == [(domain, fork.IDENTITY, "--live", "x=1\n")]
+
+
+def test_the_end_is_waited_for(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    say(monkeypatch, files, "boot\r\n")
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            files.console.write_text("boot\r\n\r\nvmw-identity: done\r\n")
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    fork.run_identity(files, INSTANCE, Domain(events), WORDS)
+    assert looks == [fork.POLL_SECONDS] * 3
+
+
+@pytest.mark.parametrize("words", ["vmw-identity: apart\r\n", "x vmw-identity: done\r\n", "vmw-identity: undone\r\n", "done\r\n"])
+def test_other_words_on_the_console_are_no_end(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    say(monkeypatch, files, words)
+    monkeypatch.setattr(fork, "IDENTITY_SECONDS", {"kvm": -1.0})
+    with pytest.raises(VmwError, match="in time"):
+        fork.run_identity(files, INSTANCE, Domain(events), WORDS)
+
+
+def test_an_emulated_guest_may_take_longer() -> None:
+    assert fork.IDENTITY_SECONDS["qemu"] > fork.IDENTITY_SECONDS["kvm"] > 0
+
+
+def test_a_fork_whose_guest_failed_gets_no_card(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    say(monkeypatch, files, "vmw-identity: failed to set the fork apart\r\n")
+    monkeypatch.setattr(guest_agent, "ended", lambda _domain, _pid: None)
+    domain = Domain(events)
+    with pytest.raises(VmwError):
+        fork.set_apart(files, INSTANCE, domain)
+    assert domain.devices == []
+
+
+def test_the_card_is_the_records(files: InstanceFiles, events: list[str]) -> None:
+    domain = Domain(events)
+    fork.set_apart(files, INSTANCE, domain)
+    (card,) = domain.devices
+    assert '<mac address="52:54:00:01:02:03" />' in card
+    assert '<source bridge="br0" />' in card
+
+
+def test_shares_come_in_the_order_of_their_mounts(files: InstanceFiles, events: list[str]) -> None:
+    fork.write_progress(files, Progress(fork.LOADED))
+    domain = Domain(events)
+    fork.complete(files, INSTANCE, domain, [Share("vmw:repo", "/r"), Share("vmw:secrets", "/s")])
+    assert ["/r" in xml for xml in domain.devices] == [True, False]
+    assert ["/s" in xml for xml in domain.devices] == [False, True]
+
+
+def test_a_fork_that_is_not_complete_says_so_still(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(monkeypatch, files, "vmw-identity: failed to write the files\r\n")
+    monkeypatch.setattr(guest_agent, "ended", lambda _domain, _pid: None)
+    fork.write_progress(files, Progress(fork.LOADED))
+    with pytest.raises(VmwError):
+        fork.complete(files, INSTANCE, Domain(events), [])
+    assert fork.read_progress(files) == Progress(fork.COMPLETING)
+
+
+@pytest.mark.parametrize("size", [19 << 30, 20 << 30])
+def test_a_disk_of_the_templates_size_stays_as_it_is(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    class Manifest:
+        virtual_size = 20 << 30
+
+    monkeypatch.setattr(fork, "load_manifest", lambda _directory: Manifest)
+    fork.write_progress(files, Progress(fork.LOADED))
+    fork.complete(files, replace(INSTANCE, disk_gib=size >> 30), Domain(events), [])
+    assert events == ["--live"]
+
+
+NASTY = (
+    "it's",
+    '"quoted"',
+    "$(exit 7) `exit 8` ${HOME}",
+    "back\\slash\\",
+    "two\nlines",
+    "carriage\rreturn",
+    "; exit 9 #",
+    " blanks\t",
+    "Jörg 日本",
+    "",
+)
+
+
+def words_of_sh(tmp_path: Path, text: str, name: str) -> str:
+    """Return a variable's value, byte for byte, after a shell has read ``text``."""
+    file = tmp_path / "words"
+    file.write_text(text, newline="")
+    script = f'. "$1"; printf %s "${name}"'
+    return subprocess.run(["sh", "-euc", script, "sh", str(file)], check=True, capture_output=True).stdout.decode()
+
+
+@pytest.mark.parametrize("value", NASTY)
+def test_any_name_is_a_word_of_the_shell(tmp_path: Path, value: str) -> None:
+    assert words_of_sh(tmp_path, fork.apart_words(value), "host") == value
+
+
+@pytest.mark.parametrize("value", NASTY)
+def test_any_word_of_the_seed_arrives_as_it_was(files: InstanceFiles, tmp_path: Path, value: str) -> None:
+    write_file(files.seed_sources / RENDERED, f"account={shlex.quote(value)}\n")
+    assert words_of_sh(tmp_path, fork.live_words(files, grown=True), "account") == value
+
+
+@pytest.mark.parametrize("value", NASTY)
+def test_words_that_are_there_are_not_written_again(files: InstanceFiles, value: str) -> None:
+    assert write_file(files.seed_sources / RENDERED, f"account={shlex.quote(value)}\n")
+    assert not write_file(files.seed_sources / RENDERED, f"account={shlex.quote(value)}\n")
+
+
+def test_a_fork_begins_with_an_empty_console_log_of_the_users(
+    files: InstanceFiles, template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fork", lambda: 1)
+    files.console.write_text("vmw-identity: failed to x")
+    fork.begin(files, INSTANCE, template)
+    assert files.console.read_text() == ""
+    assert files.console.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_fork_whose_disk_cannot_be_copied_is_none_and_says_so(
+    files: InstanceFiles, template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked: list[int] = []
+
+    def process() -> int:
+        forked.append(1)
+        return 1
+
+    monkeypatch.setattr(os, "fork", process)
+    parts(template.directory).disk.unlink()
+    with pytest.raises(VmwError, match="No such file"):
+        fork.begin(files, INSTANCE, template)
+    assert forked == []
+    assert not files.disk.exists()
+    assert fork.read_progress(files) is None
+
+
+def test_memory_that_cannot_be_copied_is_written_down(
+    files: InstanceFiles,
+    template: Template,
+    load: Any,  # noqa: ANN401
+) -> None:
+    parts(template.directory).memory.unlink()
+    progress = load(lambda _path: None)
+    assert progress.phase == fork.FAILED
+    assert "No such file" in progress.reason
+    assert list(files.directory.glob("memory*")) == []
+
+
+def test_a_libvirt_that_refuses_is_written_down(
+    files: InstanceFiles, events: list[str], template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(_uri: str) -> None:
+        message = "libvirt refuses the connection"
+        raise VmwError(message)
+
+    monkeypatch.setattr(fork, "connect", connect)
+    files.memory.touch()
+    fork._load(files, INSTANCE, template)
+    assert fork.read_progress(files) == Progress(fork.FAILED, "libvirt refuses the connection")
+    assert not files.memory.exists()
+
+
+def test_a_fork_that_cannot_be_set_apart_is_written_down(
+    files: InstanceFiles,
+    load: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    say(monkeypatch, files, "vmw-identity: failed to set the fork apart\r\n")
+    monkeypatch.setattr(guest_agent, "ended", lambda _domain, _pid: guest_agent.Ended(1, "RNDRESEEDCRNG: no\n"))
+    progress = load(lambda _path: None)
+    assert progress.phase == fork.FAILED
+    assert progress.reason.endswith("RNDRESEEDCRNG: no")
+    assert not files.memory.exists()
+
+
+def test_what_is_restored_is_the_fork_and_the_template_stays(
+    files: InstanceFiles, events: list[str], template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    itself = Fork("vmw-template-1", "1d4a46bb-4f6b-4e04-b6b9-6a6d2d0f0e5b", "/t/template.json", "/t/disk.qcow2", "/t/console.log")
+    xml = template_xml(Machine("kvm", 4096, 4), itself, Boot("/i/kernel", "/i/initrd", "ro", "/i/disk.qcow2"), "")
+    header = struct.pack("=16s19I", b"LibvirtQemudSave", 2, 16384, 1, 0, 0, *([0] * 14))
+    saved = header + xml.encode().ljust(16384, b"\0") + b"memory"
+    parts(template.directory).memory.write_bytes(saved)
+    restored: list[bytes] = []
+    monkeypatch.setattr(fork, "connect", lambda _uri: Connection(lambda _path: restored.append(files.memory.read_bytes())))
+    monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
+    fork._load(files, INSTANCE, template)
+    progress = fork.read_progress(files)
+    assert progress
+    assert progress.phase == fork.LOADED
+    text, memory = restored[0][len(header) : -6].rstrip(b"\0").decode(), restored[0][-6:]
+    assert marked_record(text) == str(files.record)
+    assert f"<name>{INSTANCE.name}</name>" in text
+    assert str(files.disk) in text
+    assert str(files.console) in text
+    assert memory == b"memory"
+    assert parts(template.directory).memory.read_bytes() == saved
+
+
+def test_taking_back_a_fork_without_a_domain_works_too(
+    files: InstanceFiles, template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork, "create_overlay", lambda *_arguments: None)
+    fork.write_progress(files, Progress(fork.FAILED, "x"))
+    fork.discard(files, INSTANCE, None)
+    assert not files.fork.exists()
+
+
+def test_a_fork_that_cannot_be_taken_back_is_no_whole_vm_yet(files: InstanceFiles, events: list[str]) -> None:
+    fork.write_progress(files, Progress(fork.FAILED, "x"))
+    with pytest.raises(VmwError, match="the golden image g"):
+        fork.discard(files, INSTANCE, Domain(events))
+    assert fork.read_progress(files) == Progress(fork.FAILED, "x")
+
+
+def test_saved_memory_goes_with_the_disk_that_it_belongs_to(
+    files: InstanceFiles, events: list[str], template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork, "create_overlay", lambda *_arguments: events.append("disk"))
+    fork.write_progress(files, Progress(fork.COMPLETING))
+    fork.discard(files, INSTANCE, Domain(events, active=False, saved=True))
+    assert events == ["forget memory", "disk"]
+
+
+@pytest.mark.parametrize(
+    ("progress", "console", "whole"),
+    [
+        (Progress(fork.COMPLETING), "vmw-identity: apart\r\nvmw-identity: done\r\n", True),
+        (Progress(fork.COMPLETING), "vmw-identity: apart\r\n", False),
+        (Progress(fork.LOADED), "vmw-identity: done\r\n", False),
+        (Progress(fork.FAILED), "vmw-identity: done\r\n", False),
+    ],
+)
+def test_a_fork_that_was_done_when_the_host_was_interrupted_is_a_whole_vm(
+    files: InstanceFiles, progress: Progress, console: str, *, whole: bool
+) -> None:
+    fork.write_progress(files, progress)
+    files.console.write_text(console)
+    assert fork.adopt(files) == whole
+    assert files.fork.exists() != whole
+
+
+def test_a_vm_that_is_no_fork_is_not_adopted(files: InstanceFiles) -> None:
+    assert not fork.adopt(files)
+
+
+def test_what_was_loaded_of_a_fork_that_failed_is_ended(files: InstanceFiles, events: list[str], load: Any) -> None:  # noqa: ANN401
+    files.leaving.touch()
+    progress = load(lambda _path: events.append("restore"))
+    assert progress.phase == fork.FAILED
+    assert events[-2:] == ["restore", "destroy"]
