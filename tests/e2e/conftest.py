@@ -25,7 +25,7 @@ KEEP = os.environ.get("VMW_E2E_HOST", "")
 """Name of a test host to use again and to leave, for work on the tests themselves."""
 GIVE_IMAGE = os.environ.get("VMW_E2E_GIVE_IMAGE", "")
 TAKE_IMAGE = os.environ.get("VMW_E2E_TAKE_IMAGE", "")
-"""Descriptors of a pipe from the lane that bakes the golden image to the one that takes it."""
+"""Descriptors of pipes from the lane that bakes the golden image to each that takes it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -142,7 +142,7 @@ def ready(first_spawn: FirstSpawn, dev: Person) -> Person:
     spawned = first_spawn.finish()
     assert spawned.exit_code == 0, "\n".join(spawned.lines[-60:])
     if GIVE_IMAGE:
-        handover.give(dev.host, int(GIVE_IMAGE))
+        handover.give(dev.host, map(int, GIVE_IMAGE.split()))
     return dev
 
 

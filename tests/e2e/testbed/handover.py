@@ -1,7 +1,8 @@
-"""A golden image that one test host has baked and another one takes, as each bake takes minutes."""
+"""A golden image that one test host has baked and others take, as each bake takes minutes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 from pathlib import Path
@@ -10,21 +11,26 @@ from typing import TYPE_CHECKING
 from testbed import hostimage, machine
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from testbed.container import Container
 
 STATE = Path("home", hostimage.USER, ".config/vmw")
 SHELF = Path("var/lib/vmw-testbed")
-"""Where a host keeps the image for another one, out of the reach of its tests; both are below the host's root."""
+"""Where a host keeps the image for others, out of the reach of its tests; both are below the host's root."""
 LINK = "golden-image.qcow2"
 
 
-def give(host: Container, descriptor: int) -> None:
-    """Put aside the golden image as it is now, and write to a pipe where it is."""
+def give(host: Container, descriptors: Iterable[int]) -> None:
+    """Put aside the golden image as it is now, and write to pipes where it is."""
     state, shelf = (f"/{place}" for place in (STATE, SHELF))
     # Links are enough: what is in a generation is replaced, never changed.
     host.run(f"mkdir {shelf} && cd {state} && cp -al --parents {LINK} $(dirname $(readlink {LINK})) {shelf}")
-    os.write(descriptor, os.fsencode(host.root / SHELF))
-    os.close(descriptor)
+    for descriptor in descriptors:
+        # Who would take it may have ended.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(descriptor, os.fsencode(host.root / SHELF))
+        os.close(descriptor)
 
 
 def take(host: Container, descriptor: int) -> bool:
