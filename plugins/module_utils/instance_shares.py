@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import WORKTREE_KINDS, Kind
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import PROXY
+from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import FOLLOWER
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import Bind, Mirror, ShareSpec
 
 if TYPE_CHECKING:
@@ -79,9 +80,10 @@ def shares_of(instance: Instance, files: InstanceFiles) -> list[GuestShare]:
     """Return the shares of a VM."""
     git = instance.git
     repo = ShareSpec(REPO, instance.worktree, read_only=False, binds=_over_dot_git(instance, files))
+    proxied = instance.keys.mode == PROXY
+    keys = files.guest_secrets if proxied else files.state.secrets_of(instance.secrets_profile)
     # Fresh, as a login right after an edit gets the new keys.
-    keys = files.guest_secrets if instance.keys.mode == PROXY else files.state.secrets_of(instance.secrets_profile)
-    secrets = ShareSpec(SECRETS, str(keys), read_only=True, fresh=True)
+    secrets = ShareSpec(SECRETS, str(keys), read_only=True, fresh=True, follower=FOLLOWER if proxied else "")
     shares = [
         GuestShare(repo, guest_worktree(instance)),
         GuestShare(secrets, f"{home_of(instance)}/.secrets", "ro,nosuid,nodev,noexec,nofail"),

@@ -7,8 +7,18 @@ Nothing of the collection is imported here: the role ``proxy`` installs this fil
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
+import os
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 ANTHROPIC = "anthropic"
 OPENAI = "openai"
@@ -17,6 +27,14 @@ BEARER = "Bearer "
 
 BASE_URLS = {ANTHROPIC: ("ANTHROPIC_BASE_URL", "/anthropic"), OPENAI: ("OPENAI_BASE_URL", "/openai/v1")}
 """For each API, the variable that leads its clients to another address, and the path: OpenAI's clients add no version."""
+
+GUEST_FILE = "secrets.env"
+"""Name of the file in a VM's ``guest-secrets``, as in its profile."""
+
+GUEST_FILE_MODE = 0o600
+
+FOLLOWER = "vmw-keys.service"
+"""The user's unit that brings the guests' files up to date with each edit of their profile's; the role ``proxy`` makes it."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What a header takes, without blanks: a key that has one is a mistake in the file.
@@ -58,14 +76,16 @@ def parse(text: str) -> dict[str, str]:
     A line is ``KEY=value``, perhaps after ``export``; ``#`` cuts off the rest of it, and quotes around the value are dropped.
     Everything else stays as it is. Lines of another form are passed over.
     """
-    found: dict[str, str] = {}
-    for row in text.splitlines():
-        line = row.partition("#")[0].strip()
-        line = line.removeprefix("export ").lstrip()
-        name, equals, value = line.partition("=")
+    return {name: value for name, value, _ in _rows(text)}
+
+
+def _rows(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the variables of a file: name, value, and the line as it stands there, but for its comment."""
+    for row in text.split("\n"):
+        line = row.partition("#")[0]
+        name, equals, value = line.strip().removeprefix("export ").lstrip().partition("=")
         if equals and _NAME.fullmatch(name):
-            found[name] = _unquoted(value)
-    return found
+            yield name, _unquoted(value), line
 
 
 def _unquoted(value: str) -> str:
@@ -90,29 +110,155 @@ def placeholder(name: str) -> str:
     return f"vmw-{name}"
 
 
-def guest_secrets(text: str, name: str, host: str, port: int) -> tuple[str, list[str]]:
-    """Return the ``secrets.env`` that a guest sees whose keys stay on the host, and the names of what it does not see.
+def own_address(secrets: dict[str, str], api: str) -> str:
+    """Return the address that a profile itself names for an API, or an empty string for the setting's.
+
+    Args:
+        secrets: What ``parse`` returned.
+        api: ``anthropic`` or ``openai``.
+    """
+    return secrets.get(BASE_URLS[api][0], "")
+
+
+def is_address(text: str) -> bool:
+    """Tell whether requests can be sent below an address: a plain ``http`` or ``https`` URL, without a login in it."""
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        return False
+    plain = _USABLE.fullmatch(text) is not None and not set("?#@\\") & set(text)
+    return plain and url.scheme in {"http", "https"} and bool(url.hostname) and port != 0
+
+
+def below_own_address(api: str, path: str) -> str | None:
+    """Return the part of a request's path that goes below an address of the profile's own; nothing where it is not below it.
+
+    Such an address is one for the API's clients, with all that their own one has: OpenAI's clients add no version.
+
+    Args:
+        api: ``anthropic`` or ``openai``.
+        path: Of the request, at the API's maker.
+    """
+    own = BASE_URLS[api][1].removeprefix(f"/{api}")
+    return path.removeprefix(own) if path.startswith(f"{own}/") else None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a guest sees whose keys stay on the host.
+
+    Attributes:
+        text: Its ``secrets.env``.
+        readable: The variables with a value that it can read, as the proxy has no API for them.
+        unusable: The keys that it gets in no way, as no header can carry them.
+        no_address: The variables that name an address to which the proxy can send nothing.
+    """
+
+    text: str
+    readable: tuple[str, ...]
+    unusable: tuple[str, ...]
+    no_address: tuple[str, ...]
+
+
+def guest_secrets(text: str, name: str, place: str) -> Shown:
+    """Return what a guest sees whose keys stay on the host.
 
     Args:
         text: The profile's ``secrets.env``.
         name: The VM's name.
-        host: The address at which the guest reaches the user's proxy.
-        port: The port there.
-
-    Returns:
-        The text, with a placeholder for each key that the profile has and the proxy can put into a request, and where to send
-        it; and, in the order of the file, the variables that are set there and stay on the host without a placeholder.
+        place: Where the guest reaches the user's proxy: an address and a port.
     """
     secrets = parse(text)
-    place = f"[{host}]" if ":" in host else host
     lines = [
-        "# The keys themselves stay on the host: its proxy puts them into this VM's requests.",
-        "# Here are placeholders for them, and the addresses to which requests go.",
+        "# The host's proxy puts the keys into this VM's requests: here are placeholders for them, and where requests go.",
+        "# For other variables it has no API: they are here as they are.",
     ]
-    served: set[str] = set()
+    hidden = {key.variable for key in KEYS}
+    unusable = {variable for variable in hidden if secrets.get(variable)}
+    no_address = []
     for api, (variable, path) in BASE_URLS.items():
         usable = [key for key, _ in keys_of(secrets, api)]
-        served.update(key.variable for key in usable)
+        unusable -= {key.variable for key in usable}
+        if not usable:
+            continue
+        hidden.add(variable)
         lines += [f"{key.variable}={placeholder(name)}" for key in usable]
-        lines += [f"{variable}=http://{place}:{port}{path}"] if usable else []
-    return "\n".join(lines) + "\n", [variable for variable, value in secrets.items() if value and variable not in served]
+        lines += [f"{variable}=http://{place}{path}"]
+        address = own_address(secrets, api)
+        no_address += [variable] if address and not is_address(address) else []
+    lines += [line for variable, _, line in _rows(text) if variable not in hidden]
+    return Shown(
+        "\n".join(lines) + "\n",
+        tuple(variable for variable, value in secrets.items() if value and variable not in hidden),
+        tuple(variable for variable in secrets if variable in unusable),
+        tuple(no_address),
+    )
+
+
+class NoProxyError(Exception):
+    """There is no proxy that a guest could reach; the message says why."""
+
+
+def proxy_place(root: Path) -> str:
+    """Return the address and the port at which guests reach the user's proxy, as the role ``proxy`` wrote them down.
+
+    Args:
+        root: vmw's directory on the host.
+
+    Raises:
+        NoProxyError: It did not.
+    """
+    try:
+        settings = json.loads((root / "proxy" / "settings.json").read_text())
+        host, port = str(settings["address"]), int(settings["port"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = "the proxy that has the keys is not set up"
+        raise NoProxyError(message) from error
+    if not host:
+        message = "the proxy that has the keys has no address on the VMs' bridge"
+        raise NoProxyError(message)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def refresh(root: Path, name: str, profile: Path) -> Shown:
+    """Write what a guest sees whose keys stay on the host; where that is what it sees already, nothing is written.
+
+    Bytes stay as they are in the profile's file, whatever they mean.
+
+    Args:
+        root: vmw's directory on the host.
+        name: The VM's name; its directory is there.
+        profile: The profile's file. Without it the guest has no variables.
+
+    Raises:
+        NoProxyError: There is no proxy that it could reach.
+        OSError: A file cannot be read or written.
+    """
+    place = proxy_place(root)
+    directory = root / "instances" / name / "guest-secrets"
+    locks = root / "locks"
+    locks.mkdir(mode=0o700, exist_ok=True)
+    with (locks / "guest-secrets").open("w") as lock:
+        # Whoever comes later has read later, too.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            data = profile.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        shown = guest_secrets(data.decode(errors="surrogateescape"), name, place)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        _replace(directory / GUEST_FILE, shown.text.encode(errors="surrogateescape"))
+    return shown
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Have a file with some content, for the user alone; readers see the old or the new one."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.read_bytes() == data and path.stat().st_mode & 0o777 == GUEST_FILE_MODE:
+            return
+    partial = path.with_name(f".{path.name}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, GUEST_FILE_MODE)
+    with os.fdopen(descriptor, "wb") as handle:
+        handle.write(data)
+    partial.replace(path)

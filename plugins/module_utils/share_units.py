@@ -67,6 +67,7 @@ class ShareSpec:
         scratch: Whether the share shows of the directory only what the binds name, and keeps the rest in memory until it ends.
         mirrors: Copies that follow the host's files while the share is served.
         fresh: Whether the guest sees each change at once, for which it asks the host each time, instead of within a second.
+        follower: The user's unit that keeps the directory up to date while it is served, or an empty string.
     """
 
     tag: str
@@ -77,6 +78,7 @@ class ShareSpec:
     scratch: bool = False
     mirrors: tuple[Mirror, ...] = ()
     fresh: bool = False
+    follower: str = ""
 
     @property
     def mirrored_paths(self) -> list[str]:
@@ -252,7 +254,8 @@ RestartSec=1
 def service_unit(instance: str, share: ShareSpec, argv: list[str]) -> str:
     """Return the unit of the daemon: a fresh one at each start of the VM, as it serves one connection and exits."""
     paths = (share.path, *(bind.source for bind in share.binds))
-    wants = f"Wants={mirror_name(instance)}\n" if share.mirrors else ""
+    wanted = [*([mirror_name(instance)] if share.mirrors else []), *([share.follower] if share.follower else [])]
+    wants = "".join(f"Wants={unit}\n" for unit in wanted)
     mirror = (
         f"ExecStartPre={command_words('/bin/sh', '-c', MIRROR + COPY, 'sh', *share.mirrored_paths)}\n" if share.mirrors else ""
     )

@@ -33,12 +33,6 @@ options:
     description: Directory of the sockets, whose group is QEMU's; by default the calling user's own below C(/run/vmw).
     type: str
     default: ""
-  proxy_port:
-    description:
-      - The port of the user's proxy on the bridge, or 0 for the one of this user. A VM whose keys stay on the host is shown where
-        its requests go.
-    type: int
-    default: 0
 """
 
 EXAMPLES = r"""
@@ -67,13 +61,11 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmw.worktree.plugins.module_utils.bridge_address import bridge_address
-from ansible_collections.vmw.worktree.plugins.module_utils.egress import proxy_port
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
 from ansible_collections.vmw.worktree.plugins.module_utils.git_share import prepare
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import PROXY, Instance, InstanceFiles, files_of
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import SECRETS, TAGS, shares_of
-from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import guest_secrets
+from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import NoProxyError, refresh
 from ansible_collections.vmw.worktree.plugins.module_utils.secrets_profiles import find_profile, settle
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
     Daemon,
@@ -152,14 +144,23 @@ def write_units(name: str, runtime_dir: str, shares: list[ShareSpec], *, check_m
 
 
 def hide_keys(module: AnsibleModule, instance: Instance, files: InstanceFiles) -> None:
-    """Write what the guest sees in place of its profile's keys, and tell which it does not get at all."""
-    path = find_profile(files.state, instance.secrets_profile)
-    port = proxy_port(module.params["proxy_port"], os.getuid())
-    text, left_out = guest_secrets(path.read_text(errors="replace"), instance.name, bridge_address(instance.bridge), port)
-    files.guest_secrets.mkdir(mode=0o700, exist_ok=True)
-    write_file(files.guest_secrets / path.name, text, 0o600)
-    if left_out:
-        module.warn(f"{instance.name} does not get {', '.join(left_out)}: no API that the proxy knows takes it")
+    """Write what the guest sees in place of its profile's keys, and tell what there is of it that the proxy does not do.
+
+    Raises:
+        VmwError: There is no such profile, or no proxy.
+    """
+    name = instance.name
+    try:
+        shown = refresh(files.state.root, name, find_profile(files.state, instance.secrets_profile))
+    except NoProxyError as error:
+        hint = "run `vmw host` to set it up; a VM made with `--keys file` reads its keys itself and needs none"
+        raise VmwError(str(error), hint, "host_not_ready") from error
+    if shown.readable:
+        module.warn(f"{name} reads {', '.join(shown.readable)} itself: the proxy has no API for that")
+    if shown.unusable:
+        module.warn(f"{name} does not get {', '.join(shown.unusable)}: a key has no blanks and only letters of ASCII")
+    if shown.no_address:
+        module.warn(f"the proxy refuses what {name} asks for: {', '.join(shown.no_address)} is no http:// or https:// address")
 
 
 def present(module: AnsibleModule) -> dict[str, Any]:
@@ -237,7 +238,6 @@ def main() -> None:
             "state_dir": {"type": "str", "required": True},
             "name": {"type": "str", "required": True},
             "runtime_dir": {"type": "str", "default": ""},
-            "proxy_port": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
     )

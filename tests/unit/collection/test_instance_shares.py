@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.git_share import prepare
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import Keys
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import (
     GIT,
     GIT_DIR,
@@ -71,6 +72,15 @@ def test_the_worktree_and_the_secrets_are_always_shared(vm: tuple[Instance, Inst
     keys = str(files.state.secrets / "default")
     assert (secrets.spec.path, secrets.mountpoint, secrets.options) == (keys, "/home/claude/.secrets", RO)
     assert secrets.spec.read_only
+
+
+def test_a_vm_whose_keys_stay_on_the_host_is_shown_a_copy_that_is_followed(vm: tuple[Instance, InstanceFiles]) -> None:
+    instance, files = vm
+    assert by_tag(vm)[SECRETS].spec.follower == ""
+    shares = by_tag((replace(instance, keys=Keys("proxy")), files))
+    secrets = shares[SECRETS].spec
+    assert (secrets.path, secrets.follower, secrets.fresh) == (str(files.guest_secrets), "vmw-keys.service", True)
+    assert all(share.spec.follower == "" for tag, share in shares.items() if tag != SECRETS)
 
 
 def test_a_vm_is_shown_its_own_profile_alone(vm: tuple[Instance, InstanceFiles]) -> None:

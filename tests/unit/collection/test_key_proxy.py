@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import key_proxy
 
+PLACE = "192.168.150.1:47000"
 SECRETS = """# mine
 ANTHROPIC_API_KEY=sk-ant-real
 export OPENAI_API_KEY="sk-proj-real"
@@ -45,23 +46,164 @@ def test_other_lines_are_passed_over(line: str) -> None:
     assert key_proxy.parse(f"{line}\nL=w\n") == {"L": "w"}
 
 
+def test_only_a_line_feed_ends_a_line() -> None:
+    assert key_proxy.parse("K=a\x0bb\x85c\u2028d\r\nL=e") == {"K": "a\x0bb\x85c\u2028d", "L": "e"}
+
+
 def test_a_guest_sees_placeholders_for_the_keys_that_there_are() -> None:
-    text, left_out = key_proxy.guest_secrets(SECRETS, "feature-x", "192.168.150.1", 47000)
-    assert key_proxy.parse(text) == {
+    shown = key_proxy.guest_secrets(SECRETS, "feature-x", PLACE)
+    assert key_proxy.parse(shown.text) == {
         "ANTHROPIC_API_KEY": "vmw-feature-x",
-        "ANTHROPIC_BASE_URL": "http://192.168.150.1:47000/anthropic",
+        "ANTHROPIC_BASE_URL": f"http://{PLACE}/anthropic",
         "OPENAI_API_KEY": "vmw-feature-x",
-        "OPENAI_BASE_URL": "http://192.168.150.1:47000/openai/v1",
+        "OPENAI_BASE_URL": f"http://{PLACE}/openai/v1",
+        "PERPLEXITY_API_KEY": "pplx-real",
+        "GH_TOKEN": "",
     }
-    assert left_out == ["PERPLEXITY_API_KEY", "ANTHROPIC_BASE_URL"]
-    assert "real" not in text
+    assert (shown.readable, shown.unusable, shown.no_address) == (("PERPLEXITY_API_KEY",), (), ())
+    for hidden in ("sk-ant-real", "sk-proj-real", "gateway.example", "mine"):
+        assert hidden not in shown.text
 
 
-def test_nothing_leads_to_an_api_without_a_key() -> None:
-    text, left_out = key_proxy.guest_secrets("ANTHROPIC_AUTH_TOKEN=t\nOPENAI_API_KEY=with blank\n", "vm", "fd00::1", 1)
-    assert key_proxy.parse(text) == {"ANTHROPIC_AUTH_TOKEN": "vmw-vm", "ANTHROPIC_BASE_URL": "http://[fd00::1]:1/anthropic"}
-    assert left_out == ["OPENAI_API_KEY"]
-    assert key_proxy.parse(key_proxy.guest_secrets("", "vm", "h", 1)[0]) == {}
+def test_other_variables_are_shown_as_they_stand_there() -> None:
+    rows = [
+        "EQUALS=a=b==",
+        "BLANKS=two  words  ",
+        "  export INDENTED=x",
+        "PERCENT=50%d",
+        r"BACKSLASH=a\b",
+        "DOLLAR=$HOME ${HOME} @{HOME}",
+        "DOUBLE=\"in 'quotes'\"",
+        "SINGLE='open",
+        "TWICE=1",
+        "TWICE=2",
+        "RETURN=x\r",
+        "EMPTY=",
+        "BYTES=\udcff\udc80",
+    ]
+    text = "\n".join(["ANTHROPIC_API_KEY=sk-old", *rows, "ANTHROPIC_API_KEY=sk-new", "HASH=before# sk-older", "# sk-oldest"])
+    shown = key_proxy.guest_secrets(text, "vm", PLACE)
+    lines = shown.text.split("\n")
+    assert [line for line in lines if not line.startswith(("#", "ANTHROPIC_"))] == [*rows, "HASH=before", ""]
+    assert "sk-" not in shown.text
+    names = [row.strip().removeprefix("export ").partition("=")[0] for row in rows]
+    assert shown.readable == tuple(dict.fromkeys(name for name in [*names, "HASH"] if name != "EMPTY"))
+
+
+def test_nothing_leads_to_the_proxy_without_a_key() -> None:
+    shown = key_proxy.guest_secrets("ANTHROPIC_AUTH_TOKEN=t\nOPENAI_API_KEY=with blank\n", "vm", "[fd00::1]:1")
+    assert key_proxy.parse(shown.text) == {"ANTHROPIC_AUTH_TOKEN": "vmw-vm", "ANTHROPIC_BASE_URL": "http://[fd00::1]:1/anthropic"}
+    assert shown.unusable == ("OPENAI_API_KEY",)
+    assert "blank" not in shown.text
+    assert key_proxy.parse(key_proxy.guest_secrets("", "vm", PLACE).text) == {}
+
+
+def test_a_login_by_token_goes_its_own_way() -> None:
+    shown = key_proxy.guest_secrets("ANTHROPIC_API_KEY=\nCLAUDE_CODE_OAUTH_TOKEN=t\nANTHROPIC_BASE_URL=http://h\n", "vm", PLACE)
+    assert key_proxy.parse(shown.text) == {"CLAUDE_CODE_OAUTH_TOKEN": "t", "ANTHROPIC_BASE_URL": "http://h"}
+    assert shown.readable == ("CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_BASE_URL")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://gateway.example", "http://localhost:4000/", "https://gw.example/a/b", "http://[::1]:8080/x", "http://10.0.0.1:1"],
+)
+def test_addresses_that_can_be_used(address: str) -> None:
+    assert key_proxy.is_address(address)
+    secrets = f"OPENAI_API_KEY=k\nOPENAI_BASE_URL={address}\n"
+    assert key_proxy.guest_secrets(secrets, "vm", PLACE).no_address == ()
+    assert key_proxy.own_address(key_proxy.parse(secrets), "openai") == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "gateway.example", "ftp://h", "file:///etc/passwd", "https://", "https:///v1", "https://user:word@h", "http://h:0",
+        "http://h:port", "http://h:99999", "http://h/?a=b", "http://h?", "http://h/a b", "http://h\u00e4.example", "http://[::1",
+        "https://h\\@other",
+    ],
+)  # fmt: skip
+def test_addresses_that_cannot(address: str) -> None:
+    assert not key_proxy.is_address(address)
+    shown = key_proxy.guest_secrets(f"ANTHROPIC_API_KEY=k\nANTHROPIC_BASE_URL={address}\n", "vm", PLACE)
+    assert shown.no_address == ("ANTHROPIC_BASE_URL",)
+    assert key_proxy.parse(shown.text)["ANTHROPIC_BASE_URL"] == f"http://{PLACE}/anthropic"
+
+
+def test_an_address_without_a_value_is_none() -> None:
+    secrets = key_proxy.parse("ANTHROPIC_API_KEY=k\nANTHROPIC_BASE_URL=\n")
+    assert key_proxy.own_address(secrets, "anthropic") == ""
+    assert key_proxy.guest_secrets("ANTHROPIC_API_KEY=k\nANTHROPIC_BASE_URL=\n", "vm", PLACE).no_address == ()
+
+
+@pytest.mark.parametrize(
+    ("api", "path", "below"),
+    [
+        ("anthropic", "/v1/messages?beta=true", "/v1/messages?beta=true"),
+        ("openai", "/v1/responses", "/responses"),
+        ("openai", "/v1/", "/"),
+        ("openai", "/v1", None),
+        ("openai", "/v10/x", None),
+        ("openai", "/other", None),
+    ],
+)
+def test_an_address_of_ones_own_is_one_for_clients(api: str, path: str, below: str | None) -> None:
+    assert key_proxy.below_own_address(api, path) == below
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Make a state directory with a proxy, a profile and a VM."""
+    for part in ("proxy", "secrets/default", "instances/vm"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "proxy/settings.json").write_text('{"schema": 1, "address": "192.168.150.1", "port": 47000, "bridge": "br0"}')
+    return tmp_path
+
+
+def test_the_file_is_written_when_it_changes_and_for_the_user_alone(root: Path) -> None:
+    profile, copy = root / "secrets/default/secrets.env", root / "instances/vm/guest-secrets/secrets.env"
+    profile.write_bytes(b"OPENAI_API_KEY=k\nTOKEN=\xff\xfe\r\n")
+    assert key_proxy.refresh(root, "vm", profile).readable == ("TOKEN",)
+    assert copy.read_bytes().endswith(b"OPENAI_BASE_URL=http://192.168.150.1:47000/openai/v1\nTOKEN=\xff\xfe\r\n")
+    assert [oct(path.stat().st_mode & 0o777) for path in (copy, copy.parent)] == ["0o600", "0o700"]
+    before = copy.stat()
+    key_proxy.refresh(root, "vm", profile)
+    assert copy.stat() == before
+    profile.write_text("TOKEN=other\n")
+    key_proxy.refresh(root, "vm", profile)
+    assert copy.stat().st_ino != before.st_ino
+    assert key_proxy.parse(copy.read_text()) == {"TOKEN": "other"}
+    copy.chmod(0o644)
+    key_proxy.refresh(root, "vm", profile)
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in copy.parent.iterdir()] == ["secrets.env"]
+
+
+def test_without_a_profile_there_are_no_variables(root: Path) -> None:
+    key_proxy.refresh(root, "vm", root / "secrets/default/secrets.env")
+    assert key_proxy.parse((root / "instances/vm/guest-secrets/secrets.env").read_text()) == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (None, "not set up"),
+        ("{", "not set up"),
+        ("[]", "not set up"),
+        ('{"schema": 1, "port": 47000}', "not set up"),
+        ('{"schema": 1, "address": "", "port": 47000}', "no address"),
+    ],
+)
+def test_without_a_proxy_nothing_is_written(root: Path, settings: str | None, words: str) -> None:
+    (root / "proxy/settings.json").unlink()
+    if settings is not None:
+        (root / "proxy/settings.json").write_text(settings)
+    with pytest.raises(key_proxy.NoProxyError, match=words):
+        key_proxy.refresh(root, "vm", root / "secrets/default/secrets.env")
+    assert not (root / "instances/vm/guest-secrets").exists()
 
 
 def test_the_template_of_a_profile_has_no_key() -> None:
@@ -70,4 +212,4 @@ def test_the_template_of_a_profile_has_no_key() -> None:
     filled = (
         template.read_text().replace("ANTHROPIC_API_KEY=", "ANTHROPIC_API_KEY=k").replace("#OPENAI_API_KEY=", "OPENAI_API_KEY=k")
     )
-    assert key_proxy.guest_secrets(filled, "vm", "h", 1)[1] == []
+    assert key_proxy.guest_secrets(filled, "vm", PLACE).readable == ()

@@ -273,6 +273,11 @@ def test_a_share_without_copies_wants_nothing() -> None:
     assert text.count("ExecStartPre=") == 1
 
 
+def test_what_follows_a_share_is_wanted_while_it_is_served() -> None:
+    lines = service_unit("n", replace(REPO, follower="vmw-keys.service"), ["/x"]).splitlines()
+    assert lines.index("Wants=vmw-keys.service") < lines.index("[Service]")
+
+
 @pytest.mark.parametrize("argument", ["a b", "$x ${x}", "%h %%", 'a"b', "a\\b"])
 def test_words_of_a_command_stay_apart(argument: str) -> None:
     text = command_words("x", argument, "y").replace("%%", "%").replace("$$", "$")

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import user_units
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import Keys
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import NO_LINK, Bind, Mirror, ShareSpec
 from ansible_collections.vmw.worktree.plugins.modules import shares
+from records import recorded
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
 
 SHARES = [ShareSpec("vmw:repo", "/w", read_only=False), ShareSpec("vmw:secrets", "/s", read_only=True)]
 
@@ -150,6 +154,67 @@ def test_the_units_of_copies_are_written_and_removed(units: Path, tmp_path: Path
     assert sorted(path.name for path in units.iterdir()) == expected
     assert absent(Module(tmp_path)) == {"changed": True}
     assert not list(units.iterdir())
+
+
+# --- keys that stay on the host ---------------------------------------------------------------------------------------
+
+
+class Telling(Module):
+    """Stand for the module, and note what it warns of."""
+
+    def __init__(self, runtime_dir: Path) -> None:
+        super().__init__(runtime_dir)
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture
+def proxied(tmp_path: Path) -> tuple[Instance, InstanceFiles]:
+    """Record a VM whose keys stay on the host, with its profile and the proxy."""
+    path = tmp_path / "w"
+    path.mkdir()
+    instance, files = recorded(path, tmp_path, "none")
+    profile = files.state.secrets_of("default")
+    profile.mkdir(mode=0o700, parents=True)
+    (profile / "secrets.env").touch(0o600)
+    (files.state.root / "proxy").mkdir()
+    (files.state.root / "proxy/settings.json").write_text('{"address": "10.0.0.1", "port": 47000}')
+    return replace(instance, keys=Keys("proxy")), files
+
+
+@pytest.mark.parametrize(
+    ("secrets", "warnings"),
+    [
+        ("ANTHROPIC_API_KEY=planted\n#GITHUB_TOKEN=x\nEMPTY=\n", []),
+        ("GITHUB_TOKEN=ghp\nB=1\n", ["{} reads GITHUB_TOKEN, B itself: the proxy has no API for that"]),
+        ("OPENAI_API_KEY=planted b\n", ["{} does not get OPENAI_API_KEY: a key has no blanks and only letters of ASCII"]),
+        (
+            "OPENAI_API_KEY=planted\nOPENAI_BASE_URL=ftp://h\n",
+            ["the proxy refuses what {} asks for: OPENAI_BASE_URL is no http:// or https:// address"],
+        ),
+    ],
+)
+def test_what_the_proxy_does_not_do_is_told_by_name(
+    proxied: tuple[Instance, InstanceFiles], tmp_path: Path, secrets: str, warnings: list[str]
+) -> None:
+    instance, files = proxied
+    (files.state.secrets_of("default") / "secrets.env").write_text(secrets)
+    module = Telling(tmp_path)
+    shares.hide_keys(module, instance, files)
+    assert module.warnings == [words.format(instance.name) for words in warnings]
+    assert "planted" not in (files.guest_secrets / "secrets.env").read_text()
+
+
+def test_without_a_proxy_the_user_is_told_what_makes_one(proxied: tuple[Instance, InstanceFiles], tmp_path: Path) -> None:
+    instance, files = proxied
+    (files.state.root / "proxy/settings.json").unlink()
+    with pytest.raises(VmwError, match="not set up") as caught:
+        shares.hide_keys(Telling(tmp_path), instance, files)
+    assert caught.value.code == "host_not_ready"
+    assert "vmw host" in caught.value.hint
+    assert "--keys file" in caught.value.hint
 
 
 def test_check_mode_says_and_writes_nothing(units: Path) -> None:

@@ -100,6 +100,49 @@ def test_without_a_usable_key_nothing_is_sent(tmp_path: Path, secrets: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("secrets", "path", "sent"),
+    [
+        (f"ANTHROPIC_API_KEY={KEY}\nANTHROPIC_BASE_URL=", f"{MESSAGES}?beta=true", "/gw/v1/messages?beta=true"),
+        (f"OPENAI_API_KEY={OPENAI_KEY}\nOPENAI_BASE_URL=", "/openai/v1/responses", "/gw/responses"),
+    ],
+)
+def test_a_gateway_of_the_profiles_own_gets_its_requests(tmp_path: Path, secrets: str, path: str, sent: str) -> None:
+    async def story(world: World) -> None:
+        makers_own, world.api = world.api, 1
+        world.settings()
+        for slash in ("", "/"):
+            world.secrets(f"{secrets}https://127.0.0.1:{makers_own}/gw{slash}\n")
+            assert (await world.ask(path))[0] == 200
+        assert [got.path for got in world.seen] == [sent, sent]
+        # The other API goes where the setting says, and another profile too: there is nobody.
+        world.secrets(f"ANTHROPIC_API_KEY={KEY}\nOPENAI_API_KEY={OPENAI_KEY}\n", "work")
+        world.vm(keys={"mode": "proxy"}, secrets_profile="work")
+        assert (await world.ask(path))[0] == 502
+
+    play(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("ftp://127.0.0.1", "/openai/v1/responses"),
+        ("gateway", "/openai/v1/responses"),
+        ("https://user:word@127.0.0.1", "/openai/v1/responses"),
+        ("https://127.0.0.1:{}", "/openai/other"),
+    ],
+)
+def test_what_cannot_go_to_the_gateway_goes_nowhere_else(tmp_path: Path, address: str, path: str) -> None:
+    async def story(world: World) -> None:
+        world.secrets(f"OPENAI_API_KEY={OPENAI_KEY}\nOPENAI_BASE_URL={address.format(world.api)}\n")
+        status, _, answer = await world.ask(path)
+        assert status == 404
+        assert "OPENAI_BASE_URL of the secrets profile default" in json.loads(answer)["error"]["message"]
+        assert world.seen == []
+
+    play(tmp_path, story)
+
+
+@pytest.mark.parametrize(
     ("record", "status", "kind"),
     [
         ({"mode": "file"}, 403, "permission_error"),

@@ -415,11 +415,23 @@ def test_proxy(
         unit = home / ".config/systemd/user/vmw-proxy.socket"
         unit.parent.mkdir(parents=True)
         unit.write_text(f"[Socket]\nListenStream={listens}\nFreeBind=yes\n")
+        unit.with_name("vmw-keys.service").touch()
     fake_program("systemctl", f"echo {active}")
     fake_program("ip", f"""echo '[{{"addr_info": [{{"local": "{address}"}}]}}]'""")
     finding = look("proxy")
     assert finding.status is status
     assert words in finding.message
+
+
+def test_proxy_of_the_time_before_edits_were_followed(home: Path, fake_program: Callable[[str, str], Path]) -> None:
+    unit = home / ".config/systemd/user/vmw-proxy.socket"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Socket]\nListenStream=192.168.1.2:47000\n")
+    fake_program("systemctl", "echo active")
+    fake_program("ip", """echo '[{"addr_info": [{"local": "192.168.1.2"}]}]'""")
+    finding = look("proxy")
+    assert (finding.status, finding.fix) == (Status.FAIL, "vmw host")
+    assert "edits of secrets.env" in finding.message
 
 
 def test_proxy_on_a_bridge_without_an_address(home: Path, fake_program: Callable[[str, str], Path]) -> None:

@@ -25,6 +25,9 @@ def ready(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_prog
         path.touch()
     for name in (f"run/{host.user_name()}", "net/br0"):
         (root / name).mkdir(parents=True)
+    follower = home / ".config/systemd/user/vmw-keys.service"
+    follower.parent.mkdir(parents=True)
+    follower.touch()
     image = home / ".config" / "vmw" / "images" / "g1" / "disk.qcow2"
     image.parent.mkdir(parents=True)
     image.touch()
@@ -53,6 +56,12 @@ def test_a_machine_that_is_set_up(ready: Path) -> None:
 def test_a_missing_file(ready: Path, what: str, complaint: str) -> None:
     (ready / what).unlink()
     assert host.missing(Settings()) == [complaint]
+
+
+def test_no_proxy(ready: Path, home: Path) -> None:
+    (home / ".config/systemd/user/vmw-keys.service").unlink()
+    assert host.missing(Settings()) == ["the proxy that has the API keys is not there"]
+    assert host.missing(Settings(vmw_libvirt_uri="qemu:///session")) == []
 
 
 def test_no_bridge(ready: Path) -> None:

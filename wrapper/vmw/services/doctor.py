@@ -18,6 +18,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils import accelerator, p
 from ansible_collections.vmw.worktree.plugins.module_utils.bridge_address import bridge_address
 from ansible_collections.vmw.worktree.plugins.module_utils.egress import TAP_PREFIX
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
+from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import FOLLOWER
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import OPEN_FILES, find_virtiofsd
 from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, State, qemu_user
 from ansible_collections.vmw.worktree.plugins.module_utils.template import DIRECTORY as TEMPLATES
@@ -276,6 +277,8 @@ def _check_proxy(settings: Settings) -> Finding:
         return _warn(error.message, HOST)
     if address != told[1]:
         return _fail(f"it listens at {told[1]}, and {settings.vmw_bridge} has the address {address} by now", HOST)
+    if not (unit_directory() / FOLLOWER).exists():
+        return _fail("it is of an earlier release, in which edits of secrets.env reach VMs later", HOST)
     return _ok(f"it listens at {told[1]}:{told[2]}")
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils import packet_filter
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
+from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import FOLLOWER
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import find_virtiofsd
+from ansible_collections.vmw.worktree.plugins.module_utils.user_units import unit_directory
 
 from vmw.errors import VmwError
 from vmw.services import group, virsh
@@ -74,6 +76,8 @@ def missing_for_builds(settings: Settings) -> list[str]:
             found.append("libvirt does not run")
         if not packet_filter.SOCKET.exists():
             found.append("the packet filter is not there")
+        if not (unit_directory() / FOLLOWER).exists():
+            found.append("the proxy that has the API keys is not there")
     if not found and not network_exists(settings):
         found.append(f"the bridge {settings.vmw_bridge} does not exist")
     return found

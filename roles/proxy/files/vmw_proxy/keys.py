@@ -21,7 +21,7 @@ from vmw_proxy import replies, tally
 from vmw_proxy.dial import CONNECT_SECONDS
 from vmw_proxy.forward import ADDED_BY_CLIENT, SILENT_SECONDS, body_of, encourage
 from vmw_proxy.headers import ACCOUNTS_OWN, GUESTS_OWN, NEVER_SENT, passed_on
-from vmw_proxy.key_proxy import BASE_URLS, keys_of, parse
+from vmw_proxy.key_proxy import BASE_URLS, below_own_address, is_address, keys_of, own_address, parse
 from vmw_proxy.policy import METHODS
 
 if TYPE_CHECKING:
@@ -119,13 +119,17 @@ class KeyProxy:
         """Close the connections."""
         await self._session.close()
 
-    def _key(self, vm: Vm, api: str, headers: Mapping[str, str]) -> tuple[Key, str]:
+    def _read(self, vm: Vm) -> dict[str, str]:
         path = self._secrets / vm.profile / "secrets.env"
         try:
-            with path.open() as handle:
-                secrets = parse(handle.read(LARGEST_SECRETS))
+            # What is in no key and no address may be in any coding.
+            with path.open(errors="surrogateescape", newline="") as handle:
+                return parse(handle.read(LARGEST_SECRETS))
         except (OSError, ValueError) as error:
             raise DeniedError(503, f"the secrets profile {vm.profile} cannot be read on the host") from error
+
+    @staticmethod
+    def _key(vm: Vm, secrets: dict[str, str], api: str, headers: Mapping[str, str]) -> tuple[Key, str]:
         chosen = choose(secrets, api, headers)
         if chosen is None:
             raise DeniedError(401, f"the secrets profile {vm.profile} has no key for this API that can be used")
@@ -164,10 +168,20 @@ class KeyProxy:
                 del self._under_way[vm.uuid]
 
     @staticmethod
-    def _url(base: URL | None, path: str) -> URL:
-        if base is None:
-            raise DeniedError(404, "the host has no address for this API")
-        return URL(f"{str(base).rstrip('/')}{path}", encoded=True)
+    def _url(vm: Vm, secrets: dict[str, str], api: str, path: str, base: URL | None) -> URL:
+        """Return where a request goes: a key of a gateway's, which the profile names, is for nobody else."""
+        own = own_address(secrets, api)
+        if not own:
+            if base is None:
+                raise DeniedError(404, "the host has no address for this API")
+            return URL(f"{str(base).rstrip('/')}{path}", encoded=True)
+        variable, place = BASE_URLS[api]
+        if not is_address(own):
+            raise DeniedError(404, f"{variable} of the secrets profile {vm.profile} is no http:// or https:// address")
+        below = below_own_address(api, path)
+        if below is None:
+            raise DeniedError(404, f"{variable} of the secrets profile {vm.profile} leads on from {place}/ alone")
+        return URL(f"{own.rstrip('/')}{below}", encoded=True)
 
     async def answer(self, vm: Vm, request: web.BaseRequest, api: str, path: str, base: URL | None) -> web.StreamResponse:
         """Answer a request.
@@ -177,12 +191,13 @@ class KeyProxy:
             request: The guest's request.
             api: The API that it is for.
             path: The path there, with its query.
-            base: The API's address.
+            base: The API's address, where the profile names no other.
         """
         try:
             self._check(vm, request, api, path)
-            key, secret = self._key(vm, api, request.headers)
-            url = self._url(base, path)
+            secrets = self._read(vm)
+            key, secret = self._key(vm, secrets, api, request.headers)
+            url = self._url(vm, secrets, api, path, base)
         except DeniedError as denial:
             return replies.error(api, denial.status, denial.message, again=denial.again)
         headers = passed_on(request.headers, NEVER_SENT | GUESTS_OWN)
