@@ -74,11 +74,11 @@ options:
     default: internet
   keys:
     description:
-      - How a new VM comes to the API keys of its secrets profile. V(file) shows them to it, read-only. V(proxy) keeps them on the
-        host, whose proxy puts them into the VM's requests.
+      - How a new VM comes to the API keys of its secrets profile. V(proxy) keeps them on the host, whose proxy puts them into the
+        VM's requests. V(file) shows them to it, read-only.
     type: str
     choices: [file, proxy]
-    default: file
+    default: proxy
   ssh_agent:
     description:
       - Whether plain ssh forwards the user's SSH agent to the VM, by the stanza that the user's own configuration can include.
@@ -147,8 +147,8 @@ from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import rea
 from ansible_collections.vmw.worktree.plugins.module_utils.git_share import choose, prepare, release
 from ansible_collections.vmw.worktree.plugins.module_utils.image import Manifest, current_generation
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
-    FILE,
     KEY_MODES,
+    PROXY,
     SCHEMA,
     Instance,
     InstanceFiles,
@@ -529,7 +529,7 @@ def main() -> None:
             "secrets_profile": {"type": "str", "default": DEFAULT_PROFILE, "no_log": False},
             "secrets": {"type": "str", "default": "", "no_log": False},
             "egress": {"type": "str", "choices": list(MODES), "default": INTERNET},
-            "keys": {"type": "str", "choices": list(KEY_MODES), "default": FILE, "no_log": False},
+            "keys": {"type": "str", "choices": list(KEY_MODES), "default": PROXY, "no_log": False},
             "ssh_agent": {"type": "str", "choices": ["forward", "off", "filter"], "default": "forward"},
             "virt_type": {"type": "str", "choices": ["auto", "kvm", "qemu"], "default": "auto"},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},

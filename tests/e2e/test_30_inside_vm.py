@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SECRETS = f"{STATE}/secrets.env"
+PLACEHOLDER = "vmw-feature-x"
+BASE_URL = r"http://[0-9.]+:[0-9]+/anthropic"
 FACTS = r"""
 fact() { name=$1; shift; printf '%s=%s\n' "$name" "$("$@" 2>&1 | tr '\n' ' ')"; }
 fact hostname hostname
@@ -152,7 +154,8 @@ def test_link_out_of_the_worktree_leads_into_the_guests_own_files(feature_x: Per
 
 
 def test_root_in_the_guest_cannot_write_the_secrets(feature_x: Person) -> None:
-    before = feature_x.fingerprint(f"{STATE}/secrets")
+    shown = [f"{STATE}/secrets", f"{STATE}/instances/feature-x/guest-secrets"]
+    before = [feature_x.fingerprint(path) for path in shown]
     # The control: the same attack on the share that may be written works.
     attack = """
     place=$1
@@ -180,7 +183,7 @@ def test_root_in_the_guest_cannot_write_the_secrets(feature_x: Person) -> None:
         done = feature_x.ssh("feature-x", f"sudo sh -c '{attack}' sh {place}")
         assert done.stdout.split() == ["end"], report(done)
         assert done.stderr.count("Read-only file system") == len(control.stdout.split()) - 1, report(done)
-    assert feature_x.fingerprint(f"{STATE}/secrets") == before
+    assert [feature_x.fingerprint(path) for path in shown] == before
 
 
 @pytest.fixture
@@ -192,7 +195,11 @@ def key(feature_x: Person) -> Iterator[str]:
     feature_x.sh(f"cat > {SECRETS} <<'END'\n{before}END\n", check=True)
 
 
-def test_values_are_read_as_the_readme_says(feature_x: Person, key: str) -> None:
+def environment_in(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def test_variables_without_an_api_are_read_as_the_readme_says(feature_x: Person, key: str) -> None:
     lines = (
         ("EQUALS=a=b==", "a=b=="),
         ("BLANKS=two  words", "two  words"),
@@ -206,30 +213,60 @@ def test_values_are_read_as_the_readme_says(feature_x: Person, key: str) -> None
     text = "".join(f"{line}\n" for line, _ in lines)
     feature_x.host.run(f"cat >> {SECRETS}", user=hostimage.USER, stdin=text)
     found = environment_in(feature_x.vmw("ssh", "feature-x", "--", "env").stdout)
-    assert found["ANTHROPIC_API_KEY"] == key
     names = [line.partition("=")[0] for line, _ in lines]
     assert {name: found.get(name) for name in names} == dict(zip(names, (value for _, value in lines), strict=True))
+    assert found["ANTHROPIC_API_KEY"] == PLACEHOLDER
+    assert key not in feature_x.ssh("feature-x", "cat .secrets/secrets.env").stdout
 
 
-def environment_in(text: str) -> dict[str, str]:
-    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-
-
-def test_keys_are_in_the_environment_of_vmw_ssh_and_an_edit_is_seen(feature_x: Person, key: str) -> None:
+def test_the_key_stays_on_the_host_and_an_edit_is_seen_at_the_next_login(feature_x: Person, key: str) -> None:
+    """The VM was spawned before there was a key, as the README's reader does it."""
     done = feature_x.vmw("ssh", "feature-x", "--", "env")
-    assert environment_in(done.stdout).get("ANTHROPIC_API_KEY") == key, report(done)
+    found = environment_in(done.stdout)
+    assert found.get("ANTHROPIC_API_KEY") == PLACEHOLDER, report(done)
+    assert re.fullmatch(BASE_URL, found["ANTHROPIC_BASE_URL"])
+    assert key not in done.stdout
+    assert not {"OPENAI_API_KEY", "OPENAI_BASE_URL", "GITHUB_TOKEN"} & set(found)
     assert feature_x.stat(f"{STATE}/secrets/default/secrets.env") == "600 dev dev"
-    edit = f"sed -i --follow-symlinks -e 's/sk-first/sk-second/' -e '$aOPENAI_API_KEY=sk-more' {SECRETS}"
-    feature_x.sh(edit, check=True)
-    found = environment_in(feature_x.vmw("ssh", "feature-x", "--", "env").stdout)
-    assert (found.get("ANTHROPIC_API_KEY"), found.get("OPENAI_API_KEY")) == ("sk-second", "sk-more")
+    assert feature_x.stat(f"{STATE}/instances/feature-x/guest-secrets/secrets.env") == "600 dev dev"
+    edit = "-e 's/sk-first/sk-second/' -e '$aOPENAI_API_KEY=sk-more' -e '$aGITHUB_TOKEN=gh-one'"
+    feature_x.sh(f"sed -i --follow-symlinks {edit} {SECRETS}", check=True)
+    done = feature_x.vmw("ssh", "feature-x", "--", "env")
+    found = environment_in(done.stdout)
+    assert found["ANTHROPIC_API_KEY"] == found.get("OPENAI_API_KEY") == PLACEHOLDER, report(done)
+    assert found["OPENAI_BASE_URL"] == found["ANTHROPIC_BASE_URL"].replace("/anthropic", "/openai/v1")
+    assert found["GITHUB_TOKEN"] == "gh-one"
+    assert "sk-" not in done.stdout
 
 
-def test_plain_ssh_by_name_has_keys_and_the_pinned_host_key(feature_x: Person, key: str) -> None:
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "cat > new && cat new > {file}",
+        "cat > new && mv new {file}",
+        "cp {file} {file}~; rm {file}; sleep 2; cat > {file}; rm {file}~",
+        "mv {file} {file}.swp; cat > {file}; rm {file}.swp",
+    ],
+    ids=["in place", "replaced", "removed before", "moved away before"],
+)
+def test_each_way_to_save_a_file_is_seen(feature_x: Person, key: str, edit: str) -> None:
+    real = f"{STATE}/secrets/default/secrets.env"
+    command = edit.format(file=real)
+    for number in range(3):
+        text = f"ANTHROPIC_API_KEY={key}\nNUMBER={number}\n"
+        feature_x.host.run(f"umask 077; {command}", user=hostimage.USER, stdin=text)
+        found = environment_in(feature_x.ssh("feature-x", "env").stdout)
+        assert (found.get("NUMBER"), found.get("ANTHROPIC_API_KEY")) == (str(number), PLACEHOLDER)
+    feature_x.host.run(f"cat > {real}", user=hostimage.USER, stdin="")
+    assert not {"NUMBER", "ANTHROPIC_API_KEY"} & set(environment_in(feature_x.ssh("feature-x", "env").stdout))
+
+
+def test_plain_ssh_by_name_has_the_variables_and_the_pinned_host_key(feature_x: Person, key: str) -> None:
     options = f"-A {SSH_OPTIONS} -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile=~/met-hosts"
     assert feature_x.lookup("feature-x")
     done = feature_x.sh(f"ssh {options} claude@feature-x.local env")
-    assert environment_in(done.stdout).get("ANTHROPIC_API_KEY") == key, report(done)
+    assert environment_in(done.stdout).get("ANTHROPIC_API_KEY") == PLACEHOLDER, report(done)
+    assert key not in done.stdout
     met = feature_x.read(f"{HOME}/met-hosts").split()[1:]
     assert met == feature_x.read(f"{STATE}/instances/feature-x/known_hosts").split()[1:]
 

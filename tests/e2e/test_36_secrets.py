@@ -1,4 +1,7 @@
-"""Secrets profiles: a VM sees the file of its own, and another's keys are nowhere. And what it is lent of the SSH agent."""
+"""Secrets profiles: a VM sees the file of its own, and another's keys are nowhere. And what it is lent of the SSH agent.
+
+The VMs made here read their keys themselves (``--keys file``), beside the first one, whose keys stay on the host.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,14 @@ if TYPE_CHECKING:
 WORKTREE = f"{HOME}/Code/profiled"
 NAME = "profiled"
 SECRETS = f"{STATE}/secrets"
-UNIT = f"{HOME}/.config/systemd/user/vmw-feature-x-secrets.service"
+AGED = "aged"
+UNIT = f"{HOME}/.config/systemd/user/vmw-{AGED}-secrets.service"
 START_S = 600
 PLANTED = {profile: f"sk-planted-{profile}-7d1f0c" for profile in ("default", "work", "other")}
 """Keys that stand in one profile each and nowhere else."""
+
+COPY = f"{STATE}/instances/feature-x/guest-secrets/secrets.env"
+"""Of what the first VM sees, also of its profile: the proxy has no API for what is planted."""
 
 SEEN = "ls -A ~/.secrets; echo $PLANTED"
 MARKER = "marker-of-a-guest-4b1e"
@@ -58,9 +65,10 @@ def profiles(feature_x: Person) -> Iterator[Person]:
 @pytest.fixture(scope="module")
 def work(profiles: Person) -> Iterator[Person]:
     """Give the user with a VM of the profile work."""
-    done = spawn(profiles, "--secrets", "work", "--json")
+    done = spawn(profiles, "--secrets", "work", "--keys", "file", "--json")
     assert done.returncode == 0, report(done)
-    assert json.loads(done.stdout)["instance"]["secrets_profile"] == "work"
+    instance = json.loads(done.stdout)["instance"]
+    assert (instance["secrets_profile"], instance["keys"]["mode"]) == ("work", "file")
     yield profiles
     done = profiles.vmw("destroy", "--yes", NAME)
     assert done.returncode == 0, report(done)
@@ -122,9 +130,21 @@ def test_a_vm_sees_its_own_profile_alone(work: Person) -> None:
 
 
 def test_an_edit_is_seen_by_the_vms_of_that_profile_alone(work: Person) -> None:
-    work.sh(f"sed -i '$aEDITED=yes' {SECRETS}/work/secrets.env", check=True)
-    assert work.ssh(NAME, "echo $EDITED").stdout == "yes\n"
-    assert work.ssh("feature-x", "echo $EDITED").stdout == "\n"
+    for profile, sees, sees_not in (("work", NAME, "feature-x"), ("default", "feature-x", NAME)):
+        work.sh(f"sed -i '$aEDITED=yes' {SECRETS}/{profile}/secrets.env", check=True)
+        assert work.ssh(sees, "echo $EDITED").stdout == "yes\n"
+        assert work.ssh(sees_not, "echo $EDITED").stdout == "\n"
+        work.sh(f"sed -i /^EDITED/d {SECRETS}/{profile}/secrets.env", check=True)
+
+
+def test_a_vm_by_file_reads_its_key_itself(work: Person) -> None:
+    key = "sk-planted-for-a-file"
+    work.sh(f"sed -i 's/^ANTHROPIC_API_KEY=.*/ANTHROPIC_API_KEY={key}/' {SECRETS}/work/secrets.env", check=True)
+    done = work.ssh(NAME, "env; cat .secrets/secrets.env")
+    assert f"\nANTHROPIC_API_KEY={key}\n" in f"\n{done.stdout}", report(done)
+    assert "ANTHROPIC_BASE_URL" not in done.stdout
+    assert work.read(f"{SECRETS}/work/secrets.env") in done.stdout
+    work.sh(f"sed -i 's/^ANTHROPIC_API_KEY=.*/ANTHROPIC_API_KEY=/' {SECRETS}/work/secrets.env", check=True)
 
 
 def test_root_in_the_guest_finds_no_other_profile(work: Person) -> None:
@@ -179,7 +199,7 @@ def test_keys_are_on_the_host_in_their_files_alone(work: Person) -> None:
 
     try:
         for profile, key in PLANTED.items():
-            assert files_with(key) == {f"{SECRETS}/{profile}/secrets.env"}
+            assert files_with(key) == {f"{SECRETS}/{profile}/secrets.env", *([COPY] if profile == "default" else [])}
         # The controls: each of these places does show what is in it.
         instance = f"{STATE}/instances/{NAME}"
         described = {f"{instance}/{file}" for file in ("instance.json", "cloud-init.iso", "domain.xml")}
@@ -240,46 +260,54 @@ def test_spawning_again_keeps_the_profile(work: Person) -> None:
 
 @pytest.fixture
 def before(profiles: Person) -> Iterator[Person]:
-    """Give the user with the first VM running as an earlier vmw served it: with the secrets' directory, in which the file was."""
-    profiles.virsh("destroy", "feature-x")
+    """Give the user with a VM running as an earlier vmw served it: with the secrets' directory, in which the file was."""
+    worktree = f"{HOME}/Code/{AGED}"
+    profiles.sh(f"git init -q {worktree} && cd {worktree} && git commit -q --allow-empty -m Start", check=True)
+    done = profiles.vmw("spawn", worktree, "--keys", "file", timeout=START_S)
+    assert done.returncode == 0, report(done)
+    profiles.virsh("destroy", AGED)
     arrange = f"cd {STATE} && rm secrets/secrets.env && mv secrets kept && mv kept/default secrets"
     lead = f"sed -i 's,{SECRETS}/default,{SECRETS},g' {UNIT} && systemctl --user daemon-reload"
     profiles.sh(f"{arrange} && {lead}", check=True)
-    profiles.virsh("start", "feature-x")
+    profiles.virsh("start", AGED)
     deadline = time.monotonic() + START_S
-    while in_feature_x(profiles, "mountpoint .secrets").returncode != 0:
+    while in_aged(profiles, "mountpoint .secrets").returncode != 0:
         assert time.monotonic() < deadline
         time.sleep(2)
     yield profiles
     profiles.sh(f"cd {STATE} && rm -rf secrets/by-hand secrets/later && mv kept/* secrets/ && rmdir kept", check=True)
+    done = profiles.vmw("destroy", "--yes", AGED)
+    assert done.returncode == 0, report(done)
+    profiles.sh(f"rm -rf {worktree}", check=True)
 
 
-def in_feature_x(person: Person, command: str) -> Done:
-    return person.vmw("ssh", "feature-x", "--", command)
+def in_aged(person: Person, command: str) -> Done:
+    return person.vmw("ssh", AGED, "--", command)
 
 
 def test_a_vm_of_before_goes_on_and_sees_no_profile(before: Person) -> None:
     # The control: it does see what is made by hand in the directory that it is served.
     before.sh(f"install -d -m 700 {SECRETS}/by-hand && echo HAND=1 > {SECRETS}/by-hand/secrets.env", check=True)
     look = "ls -A .secrets; cat .secrets/by-hand/secrets.env"
-    assert in_feature_x(before, look).stdout.split() == ["by-hand", "secrets.env", "HAND=1"]
+    assert in_aged(before, look).stdout.split() == ["by-hand", "secrets.env", "HAND=1"]
     done = before.vmw("secrets", "later")
     assert done.returncode == 0, report(done)
     assert before.read(f"{SECRETS}/by-hand/secrets.env") == "HAND=1\n"
-    done = in_feature_x(before, look)
+    done = in_aged(before, look)
     assert done.stdout == "secrets.env\n", report(done)
-    assert before.domain_state("feature-x") == "running"
-    # Its keys are the same, and an edit at the old places is seen at the next login.
-    assert in_feature_x(before, "echo $PLANTED").stdout.strip() == PLANTED["default"]
+    assert before.domain_state(AGED) == "running"
+    # Its keys are the same, and an edit at the old places is seen at the next login: there, and where keys stay on the host.
+    assert in_aged(before, "echo $PLANTED").stdout.strip() == PLANTED["default"]
     for number, place in enumerate((f"{STATE}/secrets.env", f"{SECRETS}/secrets.env")):
         before.sh(f"sed -i --follow-symlinks '$aEDITED{number}=yes' {place}", check=True)
-        assert in_feature_x(before, f"echo $EDITED{number}").stdout == "yes\n"
+        assert in_aged(before, f"echo $EDITED{number}").stdout == "yes\n"
+        assert before.ssh("feature-x", f"echo $EDITED{number}").stdout == "yes\n"
     before.sh(f"sed -i /^EDITED/d {SECRETS}/default/secrets.env", check=True)
     # When libvirt starts it next, it is by the unit as it is now.
     unit = before.read(UNIT)
     assert f" {SECRETS}/default /share " in unit
     assert f" {SECRETS} " not in unit
-    shown = before.sh("systemctl --user show --property=NeedDaemonReload vmw-feature-x-secrets.service").stdout
+    shown = before.sh(f"systemctl --user show --property=NeedDaemonReload vmw-{AGED}-secrets.service").stdout
     assert shown.strip() == "NeedDaemonReload=no"
 
 

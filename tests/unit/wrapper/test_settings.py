@@ -4,6 +4,7 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+import jinja2
 import pytest
 import yaml
 from wrapper_support import ROOT
@@ -17,6 +18,14 @@ from vmw.settings import Settings, load_settings, log_dir
 def test_defaults_are_those_of_the_inventory() -> None:
     inventory = yaml.safe_load((ROOT / "inventory" / "group_vars" / "all.yml").read_text())
     assert asdict(Settings()) == {name: inventory[name] for name in asdict(Settings())}
+
+
+@pytest.mark.parametrize(
+    ("uri", "mode"), [("qemu:///system", "proxy"), ("qemu+ssh://host/system", "proxy"), ("qemu:///session", "file")]
+)
+def test_keys_stay_on_the_host_where_its_proxy_can_tell_vms_apart(uri: str, mode: str) -> None:
+    inventory = yaml.safe_load((ROOT / "inventory" / "group_vars" / "all.yml").read_text())
+    assert jinja2.Template(inventory["vmw_keys"]).render(vmw_libvirt_uri=uri) == mode
 
 
 def test_version_is_that_of_the_collection() -> None:

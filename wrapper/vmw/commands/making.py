@@ -86,7 +86,7 @@ def secrets_(
 
     name = worktree.profile_name(profile)
     outcome = operations_of(user_settings(), context).secrets(name)
-    console.say(f"The API keys that VMs of the profile {name} see are in:")
+    console.say(f"The API keys of the profile {name} are in:")
     console.data(str(outcome.results["secrets_file"]))
 
 
@@ -105,7 +105,7 @@ def spawn(  # noqa: PLR0913 - one argument for each option
     ] = None,
     secrets: Annotated[
         str | None,
-        typer.Option(metavar="PROFILE", help="Whose API keys the VM sees: default, unless vmw_secrets_profile says otherwise."),
+        typer.Option(metavar="PROFILE", help="Whose API keys the VM has: default, unless vmw_secrets_profile says otherwise."),
     ] = None,
     egress: Annotated[
         Egress | None,
@@ -113,7 +113,9 @@ def spawn(  # noqa: PLR0913 - one argument for each option
     ] = None,
     keys: Annotated[
         KeyMode | None,
-        typer.Option(help="Whether the VM reads API keys from a file or the host's proxy puts them in; vmw_keys is the setting."),
+        typer.Option(
+            help="Whether API keys stay on the host, whose proxy puts them in, or the VM reads them; vmw_keys is the setting."
+        ),
     ] = None,
     cold: Annotated[bool, typer.Option("--cold", help="Boot the VM, and do not fork it of the saved one.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return before the VM can be reached.")] = False,
