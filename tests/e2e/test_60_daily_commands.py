@@ -116,12 +116,19 @@ def test_start_playbook_carries_on_and_starts_once(feature_x_off: Person) -> Non
     assert changes(feature_x_off.playbook(*words, cwd="/")) == 0
 
 
-def test_virsh_behind_vmws_back_leaves_the_shares_alive(feature_x: Person) -> None:
+def test_virsh_behind_vmws_back_leaves_the_shares_alive_and_the_secrets_true(feature_x: Person) -> None:
     feature_x.virsh("destroy", "feature-x")
+    feature_x.sh(f"echo EDITED_WHILE_OFF=yes >> {STATE}/secrets.env", check=True)
     feature_x.virsh("start", "feature-x")
+    # Before vmw itself looks at it: its guest takes longer to boot.
+    copy = f"{STATE}/instances/feature-x/guest-secrets/secrets.env"
+    done = feature_x.sh(f"timeout 20 sh -c 'until grep -x EDITED_WHILE_OFF=yes {copy}; do sleep 0.2; done'")
+    assert done.returncode == 0, report(done)
     done = feature_x.vmw("start", "feature-x", timeout=BOOT_S)
     assert done.returncode == 0, report(done)
-    assert feature_x.ssh("feature-x", SHARES).stdout == SHARES_ALIVE
+    assert "feature-x reads EDITED_WHILE_OFF itself" in done.stderr, report(done)
+    assert feature_x.ssh("feature-x", f"{SHARES}; echo $EDITED_WHILE_OFF").stdout == f"{SHARES_ALIVE}yes\n"
+    feature_x.sh(f"sed -i --follow-symlinks /EDITED_WHILE_OFF/d {STATE}/secrets.env", check=True)
 
 
 def test_spawn_starts_a_stopped_vm(feature_x: Person) -> None:
