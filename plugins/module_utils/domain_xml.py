@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.passt_units import socket_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,10 +187,7 @@ def _machine_xml(machine: Machine, name: str, identity: str, record: str, boot: 
     add(domain, "memory", str(machine.memory_mib), unit="MiB")
     online = {} if machine.virt_type == "kvm" else {"current": str(EMULATED_VCPUS)}
     add(domain, "vcpu", str(machine.vcpus), **online)
-    # virtiofsd reads and writes the guest's memory, so it must be shared.
-    backing = add(domain, "memoryBacking")
-    add(backing, "source", type="memfd")
-    add(backing, "access", mode="shared")
+    add_shared_memory(domain)
     system = add(domain, "os")
     add(system, "type", "hvm", arch="x86_64", machine="q35")
     add(system, "kernel", boot.kernel)
@@ -245,6 +243,36 @@ def interface_xml(mac: str, bridge: str, tap: str) -> ET.Element:
     return interface
 
 
+def passt_interface_xml(mac: str, socket: str) -> ET.Element:
+    """Return the network card of a VM whose network is passt's.
+
+    Args:
+        mac: Its address.
+        socket: Where passt is reached.
+    """
+    interface = ET.Element("interface", {"type": "vhostuser"})
+    add(interface, "mac", address=mac)
+    source = add(interface, "source", type="unix", path=socket, mode="client")
+    # A passt that died is replaced by a fresh one.
+    add(source, "reconnect", enabled="yes", timeout="1")
+    add(interface, "model", type="virtio")
+    return interface
+
+
+def card_xml(instance: Instance) -> ET.Element:
+    """Return the network card of an instance."""
+    if instance.is_session:
+        return passt_interface_xml(instance.mac, socket_path(instance.name))
+    return interface_xml(instance.mac, instance.bridge, instance.tap)
+
+
+def add_shared_memory(domain: ET.Element) -> None:
+    """Let programs beside QEMU read and write a guest's memory: virtiofsd does, and passt."""
+    backing = add(domain, "memoryBacking")
+    add(backing, "source", type="memfd")
+    add(backing, "access", mode="shared")
+
+
 def tap_of(xml: str, mac: str) -> str | None:
     """Return the name of the host's end of a domain's card: an empty one is for libvirt to choose, ``None`` stands for no card.
 
@@ -287,7 +315,7 @@ def domain_xml(instance: Instance, host: HostSide) -> str:
     _seed(devices, host.storage.seed)
     for share in host.shares:
         devices.append(share_xml(share))
-    devices.append(interface_xml(instance.mac, instance.bridge, instance.tap))
+    devices.append(card_xml(instance))
     _standard_devices(devices, host.storage.console)
     return _text(domain, host.label)
 

@@ -33,8 +33,8 @@ from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import (
     Fork,
     Machine,
     Share,
+    card_xml,
     fork_xml,
-    interface_xml,
     share_xml,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
@@ -280,7 +280,7 @@ def set_apart(files: InstanceFiles, instance: Instance, domain: Any) -> None:  #
     """Give a fork its name, its clock and random numbers of its own, and then its network card; see `run_identity`."""
     run_identity(files, instance, domain, Words("--apart", apart_words(instance.name), "apart"))
     # DHCP takes seconds, and tells the network the name: so the card comes after the name, and before all else.
-    attach(domain, interface_xml(instance.mac, instance.bridge, instance.tap))
+    attach(domain, card_xml(instance))
 
 
 def attach(domain: Any, device: Element) -> None:  # noqa: ANN401

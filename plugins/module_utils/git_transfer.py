@@ -114,9 +114,9 @@ class Transfer:
 
 
 def remote_of(instance: Instance, files: InstanceFiles, address: str) -> Remote:
-    """Return the guest's repository at the address where its own SSH server is to be."""
+    """Return the guest's repository at the address where its own SSH server is to be, on the record's port."""
     url = f"ssh://{address}{guest_worktree(instance)}/.git"
-    return Remote(url, git_ssh_command(instance.name, instance.guest_user, files.known_hosts))
+    return Remote(url, git_ssh_command(instance.name, instance.guest_user, files.known_hosts, instance.ssh_port))
 
 
 def check_mode_of(instance: Instance) -> None:

@@ -15,7 +15,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
-from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import add, add_platform
+from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import (
+    add,
+    add_platform,
+    add_shared_memory,
+    passt_interface_xml,
+)
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 
 if TYPE_CHECKING:
@@ -65,7 +70,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Builder:
-    """A builder's domain. Paths are absolute, memory is in MiB."""
+    """A builder's domain. Paths are absolute, memory is in MiB; with a network socket, passt is there in place of a bridge."""
 
     name: str
     virt_type: str
@@ -79,6 +84,7 @@ class Builder:
     handover: str
     console: str
     label: str
+    network_socket: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ def domain_xml(builder: Builder) -> str:
     add(add(domain, "metadata"), f"{{{NAMESPACE}}}builder")
     add(domain, "memory", str(builder.memory_mib), unit="MiB")
     add(domain, "vcpu", str(builder.vcpus))
+    if builder.network_socket:
+        add_shared_memory(domain)
     add(add(domain, "os"), "type", "hvm", arch="x86_64", machine="q35")
     add_platform(domain, builder.virt_type)
     for event in ("on_poweroff", "on_reboot", "on_crash"):
@@ -122,10 +130,13 @@ def domain_xml(builder: Builder) -> str:
     # A virtio disk: Debian 12's cloud kernel does not find the seed on a SATA CD-ROM.
     add(_disk(devices, builder.seed, "vdb", type="raw"), "readonly")
     add(_disk(devices, builder.handover, "vdc", type="raw", cache="unsafe"), "serial", HANDOVER_SERIAL)
-    interface = add(devices, "interface", type="bridge")
-    add(interface, "mac", address=mac_address(builder.name))
-    add(interface, "source", bridge=builder.bridge)
-    add(interface, "model", type="virtio")
+    if builder.network_socket:
+        devices.append(passt_interface_xml(mac_address(builder.name), builder.network_socket))
+    else:
+        interface = add(devices, "interface", type="bridge")
+        add(interface, "mac", address=mac_address(builder.name))
+        add(interface, "source", bridge=builder.bridge)
+        add(interface, "model", type="virtio")
     serial = add(devices, "serial", type="pty")
     # virtlogd makes a file that it truncates anew, as root's own; one that it appends to stays the user's.
     add(serial, "log", file=builder.console, append="on")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ansible_collections.vmw.worktree.plugins.module_utils.egress import Egress, tap_name
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.naming import is_name
+from ansible_collections.vmw.worktree.plugins.module_utils.session import is_session
 from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, State, write_json
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Instance:
     secrets_profile: str = DEFAULT_PROFILE
     egress: Egress = field(default_factory=Egress)
     keys: Keys = field(default_factory=Keys)
+    ssh_port: int = 0
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Instance:
@@ -104,11 +106,17 @@ class Instance:
             KeyError: A field is missing.
         """
         parts = {"git": GitShare, "egress": Egress, "keys": Keys}
-        later = {*parts, "secrets_profile"}
+        later = {*parts, "secrets_profile", "ssh_port"}
         values = {each.name: data[each.name] for each in dataclasses.fields(cls) if each.name not in later}
         # A record of the time before there was such a part, or profiles, has none.
         values.update({name: _known(kind, data.get(name, {})) for name, kind in parts.items()})
-        return cls(**values, secrets_profile=data.get("secrets_profile", DEFAULT_PROFILE))
+        profile = data.get("secrets_profile", DEFAULT_PROFILE)
+        return cls(**values, secrets_profile=profile, ssh_port=int(data.get("ssh_port", 0)))
+
+    @property
+    def is_session(self) -> bool:
+        """Tell whether the VM runs under the user's own libvirt, and so is reached at `ssh_port` of the host's loopback."""
+        return is_session(self.libvirt_uri)
 
     @property
     def tap(self) -> str:

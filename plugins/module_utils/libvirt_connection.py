@@ -9,10 +9,14 @@ import grp
 import ipaddress
 import os
 import pwd
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import marked_record
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.session import LOOPBACK, is_session, runtime_directory
+
+if TYPE_CHECKING:
+    from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance
 
 try:
     import libvirt
@@ -57,11 +61,15 @@ def connect(uri: str) -> Any:  # noqa: ANN401
         message = "Python's libvirt module is not installed"
         raise VmwError(message, "run `vmw host` to set up this machine", "host_not_ready")
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    if is_session(uri):
+        # libvirt looks for the user's daemon there.
+        runtime_directory()
     try:
         return libvirt.open(uri)
     except libvirt.libvirtError as error:
         message = f"libvirt at {uri} refuses the connection: {error}"
-        raise VmwError(message, _refusal_hint(str(error)), "host_not_ready") from error
+        hint = "run `vmw host` to set up this machine" if is_session(uri) else _refusal_hint(str(error))
+        raise VmwError(message, hint, "host_not_ready") from error
 
 
 def find_domain(connection: Any, name: str) -> Any:  # noqa: ANN401
@@ -124,7 +132,7 @@ def domain_state(domain: Any) -> str:  # noqa: ANN401
     return "suspended" if has_saved_memory(domain) else "shut off"
 
 
-def _ipv4(interfaces: dict[str, Any], mac: str) -> str:
+def _ipv4(interfaces: dict[str, Any], mac: str, *, link_local: bool) -> str:
     for interface in interfaces.values():
         if (interface.get("hwaddr") or "").lower() != mac:
             continue
@@ -132,17 +140,22 @@ def _ipv4(interfaces: dict[str, Any], mac: str) -> str:
             # The agent's words are the guest's.
             with contextlib.suppress(ValueError):
                 parsed = ipaddress.ip_address(address["addr"])
-                if parsed.version == IPV4 and not (parsed.is_link_local or parsed.is_loopback or parsed.is_multicast):
+                useless = parsed.is_loopback or parsed.is_multicast or (parsed.is_link_local and not link_local)
+                if parsed.version == IPV4 and not useless:
                     return str(parsed)
     return ""
 
 
-def guest_address(domain: Any, mac: str) -> str:  # noqa: ANN401
-    """Return the guest's IPv4 address as its agent tells it, or an empty string.
+def guest_address(domain: Any, instance: Instance) -> str:  # noqa: ANN401
+    """Return the address at which the host reaches a guest once its agent tells that it has one, or an empty string.
 
     The host's neighbour table would know it too, but also the one that the guest had before its last start.
     """
+    session = instance.is_session
     try:
-        return _ipv4(domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT, 0), mac)
+        told = domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT, 0)
     except libvirt.libvirtError:
         return ""
+    # On a host without any network, passt gives its guest a link-local address, and leads to it as ever.
+    address = _ipv4(told, instance.mac, link_local=session)
+    return LOOPBACK if session and address else address

@@ -89,7 +89,7 @@ def card_warning(instance: Instance, xml: str) -> str:
         instance: The VM's record.
         xml: The definition of its running domain.
     """
-    if tap_of(xml, instance.mac) == instance.tap:
+    if instance.is_session or tap_of(xml, instance.mac) == instance.tap:
         return ""
     return f"{instance.name} runs since before there were network policies, and has none until it is started again"
 

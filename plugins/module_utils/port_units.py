@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import REPO
 from ansible_collections.vmw.worktree.plugins.module_utils.naming import is_name
+from ansible_collections.vmw.worktree.plugins.module_utils.session import LOOPBACK
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import ShareSpec, command_words, unit_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-LOOPBACK = "127.0.0.1"
+    from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance
+
 LOOPBACK6 = "::1"
 
 FIRST_UNPRIVILEGED = 1024
@@ -37,9 +39,9 @@ _UNIT = re.compile(r"vmw-(.+)-port-([1-9][0-9]{3,4})\.service")
 _MARK = re.compile(r"^\[X-vmw\]\nGuestPort=([1-9][0-9]{0,4})$", re.MULTILINE)
 
 CONNECT = (
-    "mac=$1; name=$2; shift 2; known=;"
+    "mac=$1; place=$2; shift 2; known=;"
     ' while read -r address _ flags hardware _; do [ "$flags $hardware" != "0x2 $mac" ] || known="$known $address"; done'
-    ' < /proc/net/arp; for address in $known "$name.local"; do ssh "$@" -- "$address" && exit 0; done; exit 1'
+    ' < /proc/net/arp; for address in $known "$place"; do ssh "$@" -- "$address" && exit 0; done; exit 1'
 )
 """Shell command that connects to a VM: libvirt would know its address too, and may not let the user's service manager in."""
 
@@ -194,12 +196,30 @@ def forward(port: Port, addresses: Iterable[str]) -> list[str]:
     return [word for place in places for word in ("-L", f"{place}:{port.host}:localhost:{port.guest}")]
 
 
-def service_unit(published: Published, mac: str, ssh: Sequence[str], addresses: Sequence[str]) -> str:
+@dataclass(frozen=True)
+class Place:
+    """Where a VM is reached.
+
+    Attributes:
+        mac: The address of its network card, by which the host's neighbours are searched first; ``-`` for no such search.
+        name: A name or an address that leads to it.
+    """
+
+    mac: str
+    name: str
+
+    @classmethod
+    def of(cls, instance: Instance) -> Place:
+        """Return where an instance is reached; its options have the port."""
+        return cls("-", LOOPBACK) if instance.is_session else cls(instance.mac.lower(), f"{instance.name}.local")
+
+
+def service_unit(published: Published, place: Place, ssh: Sequence[str], addresses: Sequence[str]) -> str:
     """Return the unit that publishes a port while its VM runs.
 
     Args:
         published: The port.
-        mac: The address of the VM's network card.
+        place: Where the VM is reached.
         ssh: The options of ssh that lead to the VM, but for the address.
         addresses: Where the host listens.
     """
@@ -217,7 +237,7 @@ StartLimitIntervalSec=0
 [Service]
 # ssh goes into the background when it listens.
 Type=forking
-ExecStart={command_words("/bin/sh", "-c", CONNECT, "sh", mac.lower(), name, *words)}
+ExecStart={command_words("/bin/sh", "-c", CONNECT, "sh", place.mac, place.name, *words)}
 TimeoutStartSec=30
 # The guest may be booting, or start anew by itself. The pauses become longer, for a key that it does not take.
 Restart=always

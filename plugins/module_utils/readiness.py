@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1
 SSH_PORT = 22
+"""Where a guest is reached that has an address of its own."""
 
 # libvirt-python has no type information of its own, hence Any for a domain.
 
@@ -38,47 +39,50 @@ class Answer(Enum):
     OWN = "the VM's host key"
 
 
-def speaks_ssh(address: str) -> bool:
+def speaks_ssh(address: str, port: int = SSH_PORT) -> bool:
     """Tell whether an SSH server answers at ``address``."""
     try:
-        with socket.create_connection((address, SSH_PORT), timeout=1) as connection:
+        with socket.create_connection((address, port), timeout=1) as connection:
             connection.settimeout(5)
             return connection.recv(4).startswith(b"SSH-")
     except OSError:
         return False
 
 
-def ssh_answer(address: str, host_key: str) -> Answer:
+def ssh_answer(address: str, host_key: str, port: int = SSH_PORT) -> Answer:
     """Tell whether the SSH server at ``address`` shows the host key that was made for this VM.
 
     Args:
-        address: The guest's address.
+        address: Where the host reaches the guest.
         host_key: The public key: its type and its base64 text.
+        port: The server's port there.
     """
-    scan = subprocess.run(["ssh-keyscan", "-t", "ed25519", "-T", "10", address], capture_output=True, text=True, check=False)
+    words = ["ssh-keyscan", "-p", str(port), "-t", "ed25519", "-T", "10", address]
+    scan = subprocess.run(words, capture_output=True, text=True, check=False)
     shown = [" ".join(line.split()[1:3]) for line in scan.stdout.splitlines() if not line.startswith("#")]
     if not shown:
         return Answer.NOTHING
     return Answer.OWN if host_key in shown else Answer.OTHER
 
 
-def ssh_address(address: str, host_key: str, mac: str) -> str:
+def ssh_address(address: str, host_key: str, instance: Instance) -> str:
     """Return an address when the VM's own SSH server answers there, or an empty string while none does.
 
     Args:
-        address: The guest's address, as it says.
+        address: Where the host reaches the guest, once that says that it has an address.
         host_key: The public key: its type and its base64 text.
-        mac: The address of the VM's card.
+        instance: The VM's record.
 
     Raises:
         VmwError: Another machine answers.
     """
-    if not address or not speaks_ssh(address):
+    port = instance.ssh_port or SSH_PORT
+    if not address or not speaks_ssh(address, port):
         return ""
-    if neighbours().get(address) == mac:
+    if not instance.is_session and neighbours().get(address) == instance.mac:
         # It came from the VM's own card; a handshake to see its key takes an emulated guest half a second.
         return address
-    answer = ssh_answer(address, host_key)
+    answer = ssh_answer(address, host_key, port)
     if answer is Answer.OTHER:
         message = f"the SSH server at {address} does not show the host key of this VM"
         raise VmwError(message, "another machine may have taken the address; see the console log")
@@ -96,7 +100,7 @@ def shares_mounted(domain: Any, mountpoints: list[str]) -> bool:  # noqa: ANN401
 
 
 CAUSES = {
-    "address": "the guest did not boot, or got no DHCP lease on the bridge",
+    "address": "the guest did not boot, or got no DHCP lease on the bridge (of passt, with qemu:///session)",
     "ssh": "the guest's SSH server did not start, or a firewall on the host stands between",
     "shares": "the guest did not mount them, or virtiofsd ended (`vmw logs` shows its journal)",
     "off": "the guest does not shut down; `vmw stop --force` switches it off",
@@ -165,15 +169,13 @@ class Guest:
 
     def address(self) -> str:
         """Wait for an address and return it; see `wait` for what is raised here and below."""
-        return self._wait("address", lambda domain: guest_address(domain, self._instance.mac))
+        return self._wait("address", lambda domain: guest_address(domain, self._instance))
 
     def ssh(self) -> str:
         """Wait until the guest's SSH server shows its own key, and return the address at which it does."""
         host_key = " ".join(self._files.host_key.with_suffix(".pub").read_text().split()[:2])
         # The address is looked up anew: it may have changed since the phase before.
-        return self._wait(
-            "ssh", lambda domain: ssh_address(guest_address(domain, self._instance.mac), host_key, self._instance.mac)
-        )
+        return self._wait("ssh", lambda domain: ssh_address(guest_address(domain, self._instance), host_key, self._instance))
 
     def shares(self, mountpoints: list[str]) -> None:
         """Wait until the shares are mounted and logins are open."""

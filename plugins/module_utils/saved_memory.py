@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.session import is_session
 
 if TYPE_CHECKING:
     from ansible_collections.vmw.worktree.plugins.module_utils.share_units import Daemon
@@ -44,7 +45,7 @@ def check_daemon(daemon: Daemon) -> None:
 
 def save_directory(libvirt_uri: str) -> Path:
     """Return the directory in which libvirt keeps saved memory."""
-    return SESSION_DIRECTORY.expanduser() if libvirt_uri.endswith("/session") else SYSTEM_DIRECTORY
+    return SESSION_DIRECTORY.expanduser() if is_session(libvirt_uri) else SYSTEM_DIRECTORY
 
 
 def free_bytes(directory: Path) -> int:

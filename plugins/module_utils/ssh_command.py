@@ -18,15 +18,16 @@ def config_path(path: Path) -> str:
     return f'"{escaped}"'
 
 
-def pinned(name: str, known_hosts: Path) -> list[str]:
+def pinned(name: str, known_hosts: Path, port: int = 0) -> list[str]:
     """Return the options by which ssh takes no other machine for the VM.
 
     Args:
         name: The VM's name, under which its host key is pinned.
         known_hosts: The file with the pinned key.
+        port: The port at which the host reaches the VM's SSH server, or 0 for the usual one.
     """
     settings = (f"HostKeyAlias={name}", f"UserKnownHostsFile={config_path(known_hosts)}", "StrictHostKeyChecking=yes")
-    return options(settings)
+    return options((*settings, f"Port={port}") if port else settings)
 
 
 LENT_NOTHING = (
@@ -80,7 +81,7 @@ def identities(shown: str) -> list[str]:
     return found
 
 
-def port_options(name: str, user: str, known_hosts: Path, login: Iterable[str]) -> list[str]:
+def port_options(name: str, user: str, known_hosts: Path, login: Iterable[str], port: int = 0) -> list[str]:
     """Return ssh's options for a connection that carries ports, apart from the user's configuration, which may forward more.
 
     Args:
@@ -88,17 +89,19 @@ def port_options(name: str, user: str, known_hosts: Path, login: Iterable[str]) 
         user: The user in the guest.
         known_hosts: The file with the pinned key.
         login: The settings by which it logs in, see `identities`.
+        port: See `pinned`.
     """
-    return ["-F", "none", *options((*PORT_SETTINGS, *login)), *pinned(name, known_hosts), "-l", user]
+    return ["-F", "none", *options((*PORT_SETTINGS, *login)), *pinned(name, known_hosts, port), "-l", user]
 
 
-def git_ssh_command(name: str, user: str, known_hosts: Path) -> str:
+def git_ssh_command(name: str, user: str, known_hosts: Path, port: int = 0) -> str:
     """Return GIT_SSH_COMMAND for git on the host: it asks nothing, and lends the guest neither agent, port nor display.
 
     Args:
         name: The VM's name, under which its host key is pinned.
         user: The user in the guest.
         known_hosts: The file with the pinned key.
+        port: See `pinned`.
     """
     settings = (
         *LENT_NOTHING,
@@ -108,4 +111,4 @@ def git_ssh_command(name: str, user: str, known_hosts: Path) -> str:
         "ServerAliveInterval=15",
         "ServerAliveCountMax=4",
     )
-    return shlex.join(["ssh", *options(settings), *pinned(name, known_hosts), "-l", user])
+    return shlex.join(["ssh", *options(settings), *pinned(name, known_hosts, port), "-l", user])

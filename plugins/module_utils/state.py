@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.naming import check_profile
+from ansible_collections.vmw.worktree.plugins.module_utils.session import is_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,7 +173,7 @@ def qemu_peer(libvirt_uri: str) -> str:
     Args:
         libvirt_uri: The connection by which the VM runs.
     """
-    return "" if libvirt_uri.endswith("/session") else qemu_user()
+    return "" if is_session(libvirt_uri) else qemu_user()
 
 
 def qemu_label(peer: str) -> str:

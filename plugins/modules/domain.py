@@ -216,6 +216,8 @@ def start(files: InstanceFiles, instance: Instance, connection: Any, shares: lis
 
 def name_card(instance: Instance, domain: Any) -> None:  # noqa: ANN401
     """Have saved memory of the time before there were network policies go on with a card that the packet filter knows."""
+    if instance.is_session:
+        return
     saved = domain.managedSaveGetXMLDesc(libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
     if tap_of(saved, instance.mac) != instance.tap:
         domain.managedSaveDefineXML(with_tap(saved, instance.mac, instance.tap), 0)

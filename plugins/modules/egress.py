@@ -15,6 +15,8 @@ description:
     C(vmw host) sets up, enforce it at once, also after a reboot of the host. Nothing in the guest can change it.
   - Tells a running guest of the proxy by which it reaches the hosts on its list.
   - A VM is only started after this, as the filter lets nothing through of a VM that it does not know.
+  - The network of a VM of the user's own libvirt (C(qemu:///session)) is passt's, which is served here by units of the user's
+    service manager. Its policy is V(open), and another one is refused.
 extends_documentation_fragment: [vmw.worktree.instance]
 attributes:
   check_mode:
@@ -89,7 +91,7 @@ import os
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmw.worktree.plugins.module_utils import guest_agent, packet_filter
+from ansible_collections.vmw.worktree.plugins.module_utils import guest_agent, packet_filter, passt_units
 from ansible_collections.vmw.worktree.plugins.module_utils.bridge_address import bridge_address
 from ansible_collections.vmw.worktree.plugins.module_utils.egress import (
     ALLOWLIST,
@@ -107,6 +109,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
     find_own_domain,
     is_running,
 )
+from ansible_collections.vmw.worktree.plugins.module_utils.session import check_lists, check_policy
 
 TELL_SECONDS = 30.0
 """How long the guest may take to write two files."""
@@ -139,12 +142,23 @@ def tell_guest(module: AnsibleModule, files: InstanceFiles, domain: Any, url: st
     return True
 
 
+def serve(module: AnsibleModule, instance: Instance) -> dict[str, Any]:
+    """Have passt be the network of a VM of the user's own libvirt."""
+    check_policy(module.params["mode"])
+    check_lists([*module.params["allow"], *module.params["forbid"]])
+    changed = passt_units.present(instance.name, instance.ssh_port, check_mode=module.check_mode)
+    return {"changed": changed, "egress": dataclasses.asdict(instance.egress), "stale": False}
+
+
 def present(module: AnsibleModule) -> dict[str, Any]:
     """Change the policy and have it enforced."""
     parameters = module.params
     files = files_of(parameters["state_dir"], parameters["name"])
     if module.check_mode and not files.exists():
         return {"changed": True, "egress": dataclasses.asdict(Egress()), "stale": False}
+    recorded = files.load()
+    if recorded.is_session:
+        return serve(module, recorded)
     port = proxy_port(parameters["proxy_port"], os.getuid())
     with contextlib.nullcontext() if module.check_mode else files.state.lock("instances"):
         before = files.load()
@@ -184,10 +198,13 @@ def enforce(files: InstanceFiles, before: Instance, after: Instance, port: int) 
 
 
 def absent(module: AnsibleModule) -> dict[str, Any]:
-    """Have the filter forget the VM."""
+    """Have the filter forget the VM, and passt be no network of it; which of them it had, a lost record does not tell."""
     files = files_of(module.params["state_dir"], module.params["name"])
     if module.check_mode:
         return {"changed": files.exists()}
+    served = passt_units.absent(files.name)
+    if served:
+        return {"changed": True}
     try:
         return {"changed": packet_filter.release(files.name)}
     except VmwError as error:

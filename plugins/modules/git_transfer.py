@@ -92,7 +92,7 @@ def address_of(instance: Instance, files: InstanceFiles) -> str:
     if not is_running(domain):
         message = f"{files.name} is off"
         raise VmwError(message, f"start it with `vmw start {files.name}`")
-    address = guest_address(domain, instance.mac)
+    address = guest_address(domain, instance)
     if not address:
         message = f"{files.name} does not tell its address"
         raise VmwError(

@@ -143,9 +143,10 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmw.worktree.plugins.module_utils import passt_units
 from ansible_collections.vmw.worktree.plugins.module_utils.accelerator import virt_type
 from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import EMULATED_VCPUS
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
@@ -178,6 +179,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.image_builder import 
     unpack_handover,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect, is_out_of_space
+from ansible_collections.vmw.worktree.plugins.module_utils.session import is_session
 from ansible_collections.vmw.worktree.plugins.module_utils.state import (
     State,
     command,
@@ -188,6 +190,9 @@ from ansible_collections.vmw.worktree.plugins.module_utils.state import (
     write_file,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 try:
     import libvirt
@@ -206,7 +211,10 @@ HANDOVER_BYTES = 600 << 20
 NEEDED_BYTES = 5 << 30
 """Free space that a build needs: about 1.5 GiB each were seen for changed blocks and flattened image, and packages grow."""
 
-NETWORK_HINT = "look at the whole console in the log; is the network behind the bridge up?"
+NETWORK = "_bake"
+"""Name of the builder's network where passt is that; no VM can have it."""
+
+NETWORK_HINT = "look at the whole console in the log; is the network of the host up?"
 FULL_DISK_HINT = "make room on the file system of the golden images, then run the same command again"
 POLL_SECONDS = 1.0
 POWER_OFF_SECONDS = 60.0
@@ -320,6 +328,7 @@ class Baker:
             handover=str(build.handover),
             console=str(build.console),
             label=qemu_label(peer),
+            network_socket=passt_units.socket_path(NETWORK) if is_session(self.params["libvirt_uri"]) else "",
         )
 
     def _make_seed(self, name: str) -> None:
@@ -575,6 +584,19 @@ def destroy(domain: Any) -> None:  # noqa: ANN401
         domain.destroy()
 
 
+@contextlib.contextmanager
+def network_of(builder: Builder) -> Iterator[None]:
+    """Serve the network of a builder of the user's own libvirt while it is there; a bridge serves the others."""
+    if not builder.network_socket:
+        yield
+        return
+    passt_units.present(NETWORK, 0)
+    try:
+        yield
+    finally:
+        passt_units.absent(NETWORK)
+
+
 def make(baker: Baker) -> Manifest:
     """Bake and publish one generation, in a process that is root where libvirt asks for that."""
     params = baker.params
@@ -585,12 +607,13 @@ def make(baker: Baker) -> Manifest:
             peer = qemu_peer(params["libvirt_uri"])
             baker.tell(0, "Prepare the builder")
             builder = baker.prepare(peer)
-        domain = start(connection, domain_xml(builder), baker.build.domain_prefix)
-        try:
-            with acting_as(owner):
-                baker.watch(domain)
-        finally:
-            destroy(domain)
+        with network_of(builder):
+            domain = start(connection, domain_xml(builder), baker.build.domain_prefix)
+            try:
+                with acting_as(owner):
+                    baker.watch(domain)
+            finally:
+                destroy(domain)
     finally:
         connection.close()
     with acting_as(owner):

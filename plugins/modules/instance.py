@@ -68,14 +68,16 @@ options:
     type: str
     default: ""
   egress:
-    description: What a new VM may reach in the network; see M(vmw.worktree.egress), which changes it.
+    description:
+      - What a new VM may reach in the network; see M(vmw.worktree.egress), which changes it.
+      - With the user's own libvirt (C(qemu:///session)) only V(open), as nobody would enforce another one.
     type: str
     choices: [internet, allowlist, open, offline]
     default: internet
   keys:
     description:
       - How a new VM comes to the API keys of its secrets profile. V(proxy) keeps them on the host, whose proxy puts them into the
-        VM's requests. V(file) shows them to it, read-only.
+        VM's requests; it does not go with C(qemu:///session). V(file) shows them to it, read-only.
     type: str
     choices: [file, proxy]
     default: proxy
@@ -159,8 +161,17 @@ from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
 from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect, find_own_domain
 from ansible_collections.vmw.worktree.plugins.module_utils.naming import check_name, check_profile, name_for
 from ansible_collections.vmw.worktree.plugins.module_utils.network_card import mac_address, taken_addresses
+from ansible_collections.vmw.worktree.plugins.module_utils.port_units import all_published, can_bind
 from ansible_collections.vmw.worktree.plugins.module_utils.secrets_profiles import find_profile
+from ansible_collections.vmw.worktree.plugins.module_utils.session import (
+    LOOPBACK,
+    check_keys,
+    check_policy,
+    choose_ssh_port,
+    is_session,
+)
 from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, State, command, write_file
+from ansible_collections.vmw.worktree.plugins.module_utils.user_units import unit_directory
 from ansible_collections.vmw.worktree.plugins.module_utils.worktree import check_worktree, overlap
 
 SIZES = ("memory_mib", "vcpus", "disk_gib")
@@ -234,6 +245,16 @@ def check_disk(state: State, manifest: Manifest, disk_gib: int) -> None:
         raise VmwError(message, "ask for more, or build a smaller image: `vmw_disk_gib` is its size", "usage")
 
 
+def ssh_port(state: State, parameters: dict[str, Any], name: str) -> int:
+    """Return the port of the host's loopback at which a new VM is reached, or 0 for one that gets an address of its own."""
+    if not is_session(parameters["libvirt_uri"]):
+        return 0
+    taken = {instance.ssh_port for instance in all_instances(state)} | {
+        each.port.host for each in all_published(unit_directory())
+    }
+    return choose_ssh_port(name, taken, lambda port: can_bind(LOOPBACK, port))
+
+
 def new_record(parameters: dict[str, Any], state: State, worktree: Path, name: str) -> Instance:
     """Decide everything about a VM that does not exist yet."""
     for size in SIZES:
@@ -267,6 +288,7 @@ def new_record(parameters: dict[str, Any], state: State, worktree: Path, name: s
         secrets_profile=profile,
         egress=Egress(parameters["egress"]),
         keys=Keys(parameters["keys"]),
+        ssh_port=ssh_port(state, parameters, name),
     )
 
 
@@ -378,9 +400,10 @@ def write_identity(files: InstanceFiles, instance: Instance, *, forward_agent: b
         changed = True
     public = public_key.read_text().split()
     changed |= write_file(files.known_hosts, f"{instance.name} {public[0]} {public[1]}\n", 0o600)
+    place = (f"HostName {LOOPBACK}", f"Port {instance.ssh_port}") if instance.is_session else (f"HostName {instance.name}.local",)
     stanza = (
         f"Host {instance.name} {instance.name}.local",
-        f"  HostName {instance.name}.local",
+        *(f"  {line}" for line in place),
         f"  User {instance.guest_user}",
         f"  HostKeyAlias {instance.name}",
         f'  UserKnownHostsFile "{files.known_hosts}"',
@@ -398,7 +421,7 @@ def tell_kept(module: AnsibleModule, instance: Instance) -> None:
             module.warn(f"{instance.name} was made with {made} and keeps it; {parameters[size]} applies to new VMs")
     if instance.git.kind != "none" and parameters["git_mode"] != instance.git.mode:
         module.warn(f"{instance.name} was made with git {instance.git.mode} and keeps it; destroy it to change that")
-    if parameters["egress"] != instance.egress.mode:
+    if parameters["egress"] != instance.egress.mode and not instance.is_session:
         module.warn(
             f"{instance.name} keeps its network policy {instance.egress.mode}; "
             f"`vmw net {instance.name} {parameters['egress']}` changes it"
@@ -415,6 +438,9 @@ def tell_kept(module: AnsibleModule, instance: Instance) -> None:
 def present(module: AnsibleModule) -> dict[str, Any]:
     """Find or make the record."""
     parameters = module.params
+    if is_session(parameters["libvirt_uri"]):
+        check_policy(parameters["egress"])
+        check_keys(parameters["keys"])
     state = State.at(parameters["state_dir"])
     worktree = check_worktree(parameters["worktree"], state.root)
     name = check_name(parameters["name"]) if parameters["name"] else ""

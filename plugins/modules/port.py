@@ -75,8 +75,9 @@ from typing import TYPE_CHECKING, Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
 from ansible_collections.vmw.worktree.plugins.module_utils.hostile_files import printable
-from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles, files_of
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles, all_instances, files_of
 from ansible_collections.vmw.worktree.plugins.module_utils.port_units import (
+    Place,
     Port,
     Published,
     all_published,
@@ -120,8 +121,8 @@ def unit_text(published: Published, files: InstanceFiles) -> str:
     shown = command(
         "ssh", "-G", "-l", instance.guest_user, "--", f"{instance.name}.local", hint="does `ssh` itself take your ~/.ssh/config?"
     )
-    options = port_options(instance.name, instance.guest_user, files.known_hosts, identities(shown))
-    return service_unit(published, instance.mac, options, listen_addresses())
+    options = port_options(instance.name, instance.guest_user, files.known_hosts, identities(shown), instance.ssh_port)
+    return service_unit(published, Place.of(instance), options, listen_addresses())
 
 
 def states(*units: str) -> list[str]:
@@ -129,12 +130,13 @@ def states(*units: str) -> list[str]:
     return systemctl("show", "--property=ActiveState", *units).replace("ActiveState=", "").split()
 
 
-def check_conflicts(wanted: Published, everything: list[Published], *, active: bool) -> None:
+def check_conflicts(wanted: Published, everything: list[Published], instances: list[Instance], *, active: bool) -> None:
     """See that nobody else has the port of the host.
 
     Args:
         wanted: What is to be published.
         everything: What is published.
+        instances: The user's VMs, some of which are reached at a port of the host.
         active: Whether it is, and the host listens.
 
     Raises:
@@ -148,6 +150,10 @@ def check_conflicts(wanted: Published, everything: list[Published], *, active: b
             f"choose another, `{wanted.port.guest}:PORT`, or remove that one with `vmw port {other.name} {other.port} --remove`"
         )
         raise VmwError(message, hint, "conflict")
+    reached = next((each for each in instances if each.ssh_port == host), None)
+    if reached:
+        message = f"port {host} of the host is taken: {reached.name} is reached there by SSH"
+        raise VmwError(message, f"choose another, `{wanted.port.guest}:PORT`", "conflict")
     path = unit_directory() / wanted.unit
     if (path.exists() or path.is_symlink()) and published_at(path) is None:
         message = f"{path} is there, and was not written by vmw"
@@ -193,7 +199,7 @@ def present(module: AnsibleModule) -> dict[str, Any]:
         text = unit_text(wanted, files)
         state, share = states(wanted.unit, share_unit(files.name))
         everything = all_published(unit_directory())
-        check_conflicts(wanted, everything, active=state == "active")
+        check_conflicts(wanted, everything, all_instances(files.state), active=state == "active")
         running = share == "active"
         written = not path.is_file() or read_exactly(path) != text
         enabled = link(wanted).is_symlink()

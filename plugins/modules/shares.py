@@ -30,7 +30,8 @@ options:
     choices: [present, absent]
     default: present
   runtime_dir:
-    description: Directory of the sockets, whose group is QEMU's; by default the calling user's own below C(/run/vmw).
+    description: Directory of the sockets, whose group is QEMU's; by default the calling user's own below C(/run/vmw), and
+      C(vmw) in the user's runtime directory for a VM of C(qemu:///session).
     type: str
     default: ""
 """
@@ -54,6 +55,7 @@ mountpoints:
   elements: str
 """
 
+import contextlib
 import os
 import pwd
 from dataclasses import replace
@@ -67,6 +69,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.instance import PROXY
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import SECRETS, TAGS, shares_of
 from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import NoProxyError, refresh
 from ansible_collections.vmw.worktree.plugins.module_utils.secrets_profiles import find_profile, settle
+from ansible_collections.vmw.worktree.plugins.module_utils.session import socket_directory
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
     Daemon,
     ShareSpec,
@@ -86,9 +89,16 @@ WANTS = "sockets.target.wants"
 """Directory of the links by which the user's service manager starts enabled sockets."""
 
 
-def runtime_directory(module: AnsibleModule) -> str:
-    """Return the directory of the sockets."""
-    return module.params["runtime_dir"] or f"/run/vmw/{pwd.getpwuid(os.getuid()).pw_name}"
+def runtime_directory(module: AnsibleModule, instance: Instance) -> str:
+    """Return the directory of a VM's sockets."""
+    if module.params["runtime_dir"]:
+        return str(module.params["runtime_dir"])
+    return socket_directory() if instance.is_session else system_directory()
+
+
+def system_directory() -> str:
+    """Return the directory in which QEMU's own user reaches sockets."""
+    return f"/run/vmw/{pwd.getpwuid(os.getuid()).pw_name}"
 
 
 def spec_of(share: ShareSpec, name: str) -> ShareSpec:
@@ -163,23 +173,35 @@ def hide_keys(module: AnsibleModule, instance: Instance, files: InstanceFiles) -
         module.warn(f"the proxy refuses what {name} asks for: {', '.join(shown.no_address)} is no http:// or https:// address")
 
 
+def provide_directory(directory: str, instance: Instance) -> None:
+    """See that there is a directory for the sockets; the user's own is made anew after each boot.
+
+    Raises:
+        VmwError: There is none, or it is somebody else's.
+    """
+    if instance.is_session:
+        with contextlib.suppress(OSError):
+            Path(directory).mkdir(mode=0o700, exist_ok=True)
+    if not os.access(directory, os.W_OK):
+        message = f"{directory} is missing or not yours"
+        raise VmwError(message, "run `vmw host` to set up this machine", "host_not_ready")
+
+
 def present(module: AnsibleModule) -> dict[str, Any]:
     """Write the units and have the sockets listen."""
     files = files_of(module.params["state_dir"], module.params["name"])
     name = files.name
-    runtime_dir = runtime_directory(module)
     if module.check_mode and not files.exists():
         return {"changed": True, "sockets": {}, "mountpoints": []}
     instance = files.load()
+    runtime_dir = runtime_directory(module, instance)
     # What is vmw's own may stand behind a link of the user's own.
     guest_shares = shares_of(instance, InstanceFiles(State(files.state.root.resolve()), name))
     sockets = {share.spec.tag: socket_path(runtime_dir, name, share.spec) for share in guest_shares}
     result = {"sockets": sockets, "mountpoints": [share.mountpoint for share in guest_shares]}
     if module.check_mode and not Path(runtime_dir).is_dir():
         return {"changed": True, **result}
-    if not os.access(runtime_dir, os.W_OK):
-        message = f"{runtime_dir} is missing or not yours"
-        raise VmwError(message, "run `vmw host` to set up this machine", "host_not_ready")
+    provide_directory(runtime_dir, instance)
     dot_git = Path(instance.worktree, ".git")
     if instance.git.kind == "none" and os.path.lexists(dot_git):
         module.warn(f"{name} can write {dot_git}, and so decides what git runs there on this machine; spawned anew, it cannot")
@@ -212,10 +234,12 @@ def absent(module: AnsibleModule) -> dict[str, Any]:
     sockets = [f"{unit_name(name, share)}.socket" for share in shares]
     units = [*sockets, *(f"{unit_name(name, share)}.service" for share in shares), mirror_name(name)]
     directory = unit_directory()
+    # A lost record does not tell where they were.
+    runtime_dirs = [module.params["runtime_dir"]] if module.params["runtime_dir"] else [system_directory(), socket_directory()]
     places = [
         *(directory / unit for unit in units),
         *(directory / WANTS / unit for unit in sockets),
-        *(Path(socket_path(runtime_directory(module), name, share)) for share in shares),
+        *(Path(socket_path(place, name, share)) for place in runtime_dirs for share in shares),
     ]
     loaded = loaded_units(units)
     left = [path for path in places if path.exists() or path.is_symlink()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ansible_collections.vmw.worktree.plugins.module_utils.egress import Egress
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import read_layout
 from ansible_collections.vmw.worktree.plugins.module_utils.git_share import choose
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import GitShare, Instance, InstanceFiles
@@ -34,6 +36,11 @@ def record(worktree: str = "/w", git: GitShare | None = None) -> Instance:
         libvirt_uri="qemu:///system",
         git=git or GitShare(),
     )
+
+
+def session_record(ssh_port: int) -> Instance:
+    """Return the record of a VM of the user's own libvirt."""
+    return replace(record(), libvirt_uri="qemu:///session", ssh_port=ssh_port, egress=Egress("open"))
 
 
 def recorded(worktree: Path, root: Path, mode: str) -> tuple[Instance, InstanceFiles]:

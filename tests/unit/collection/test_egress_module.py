@@ -15,7 +15,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.guest_agent import En
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 from ansible_collections.vmw.worktree.plugins.modules import egress as module
-from records import record
+from records import record, session_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,3 +186,48 @@ def test_a_vm_that_goes_is_forgotten_once(host: Host, files: InstanceFiles) -> N
     assert call(files, state="absent")[0]["changed"]
     assert not call(files, state="absent")[0]["changed"]
     assert dataclasses.asdict(files.load().egress)["mode"] == "internet"
+
+
+@pytest.fixture
+def passt(monkeypatch: pytest.MonkeyPatch, files: InstanceFiles) -> dict[str, int]:
+    """Make the VM one of the user's own libvirt, and return whose network is served, with their ports."""
+    served: dict[str, int] = {}
+
+    def present(name: str, ssh_port: int, *, check_mode: bool) -> bool:
+        changed = served.get(name) != ssh_port
+        if not check_mode:
+            served[name] = ssh_port
+        return changed
+
+    files.save(session_record(22017))
+    monkeypatch.setattr(module.passt_units, "present", present)
+    monkeypatch.setattr(module.passt_units, "absent", lambda name: served.pop(name, None) is not None)
+    return served
+
+
+def test_passt_serves_a_vm_of_the_users_own_libvirt(host: Host, files: InstanceFiles, passt: dict[str, int]) -> None:
+    host.refusal = VmwError("the filter was asked")
+    assert call(files, check_mode=True)[0]["changed"]
+    assert passt == {}
+    result, warnings = call(files, mode="open", tell_guest=True)
+    assert (result["changed"], result["stale"], result["egress"]["mode"], warnings) == (True, False, "open", [])
+    assert passt == {"one": 22017}
+    assert not call(files)[0]["changed"]
+
+
+@pytest.mark.parametrize("values", [{"mode": "offline"}, {"mode": "internet"}, {"allow": ["a.org"]}, {"forbid": ["a.org"]}])
+def test_what_passt_cannot_enforce_is_refused(
+    host: Host, files: InstanceFiles, passt: dict[str, int], values: dict[str, Any]
+) -> None:
+    with pytest.raises(VmwError, match="qemu:///session") as caught:
+        call(files, **values)
+    assert caught.value.code == "usage"
+    assert passt == {}
+    assert files.load().egress == Egress("open")
+
+
+def test_its_network_goes_without_the_filter(host: Host, files: InstanceFiles, passt: dict[str, int]) -> None:
+    call(files)
+    host.refusal = VmwError("the filter was asked")
+    result, warnings = call(files, state="absent")
+    assert (result, warnings, passt) == ({"changed": True}, [], {})

@@ -24,6 +24,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import (
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.fork import Progress, Words
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import RENDERED, Instance, InstanceFiles
+from ansible_collections.vmw.worktree.plugins.module_utils.passt_units import socket_path
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State, write_file
 from ansible_collections.vmw.worktree.plugins.module_utils.template import Template, parts
 
@@ -48,6 +49,7 @@ INSTANCE = Instance(
     generation="g",
     virt_type="kvm",
     libvirt_uri="qemu:///session",
+    ssh_port=22017,
 )
 WORDS = Words("--live", "x=1\n", "done")
 
@@ -444,10 +446,19 @@ def test_a_fork_whose_guest_failed_gets_no_card(files: InstanceFiles, events: li
 
 def test_the_card_is_the_records(files: InstanceFiles, events: list[str]) -> None:
     domain = Domain(events)
-    fork.set_apart(files, INSTANCE, domain)
+    fork.set_apart(files, replace(INSTANCE, libvirt_uri="qemu:///system"), domain)
     (card,) = domain.devices
     assert '<mac address="52:54:00:01:02:03" />' in card
     assert '<source bridge="br0" />' in card
+
+
+def test_the_card_of_a_vm_of_the_users_own_libvirt_is_passts(files: InstanceFiles, events: list[str]) -> None:
+    domain = Domain(events)
+    fork.set_apart(files, INSTANCE, domain)
+    (card,) = domain.devices
+    assert '<mac address="52:54:00:01:02:03" />' in card
+    assert f'path="{socket_path("n")}" mode="client"' in card
+    assert "bridge" not in card
 
 
 def test_shares_come_in_the_order_of_their_mounts(files: InstanceFiles, events: list[str]) -> None:

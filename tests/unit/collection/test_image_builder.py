@@ -303,3 +303,15 @@ def test_clones_get_their_identity_before_systemd_on_a_root_that_can_be_written(
     words = command_line(Facts(**FACTS)).split()
     assert "init=/usr/lib/vmw/init" in words
     assert "rw" in words
+
+
+def test_a_builder_of_the_users_own_libvirt_has_passt_and_memory_that_it_reads() -> None:
+    xml = ET.fromstring(domain_xml(dataclasses.replace(BUILDER, network_socket="/run/user/1/vmw/_bake-net.sock")))  # noqa: S314 - our own
+    source = xml.find("devices/interface[@type='vhostuser']/source")
+    assert source is not None
+    assert source.get("path") == "/run/user/1/vmw/_bake-net.sock"
+    assert xml.find("devices/interface[@type='bridge']") is None
+    access = xml.find("memoryBacking/access")
+    assert access is not None
+    assert access.get("mode") == "shared"
+    assert "memoryBacking" not in domain_xml(BUILDER)

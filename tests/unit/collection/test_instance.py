@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -498,3 +499,42 @@ def test_a_broken_record_is_said_and_passed_over(state: State) -> None:
         files.load()
     assert "vmw destroy w" in caught.value.hint
     assert [instance.name for instance in all_instances(state)] == ["x"]
+
+
+SESSION = {**PARAMETERS, "libvirt_uri": "qemu:///session", "egress": "open"}
+
+
+def test_a_vm_of_the_users_own_libvirt_gets_a_port_that_no_other_has(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "can_bind", lambda _address, _port: True)
+    monkeypatch.setattr(module, "unit_directory", lambda: state.root)
+    assert saved(state, "/w", "w").ssh_port == 0
+    first = module.new_record(SESSION, state, Path("/a"), "one")
+    InstanceFiles(state, "one").save(first)
+    assert InstanceFiles(state, "one").load() == first
+    assert first.is_session
+    # A name leads to a port, and this one is the first VM's.
+    second = module.new_record(SESSION, state, Path("/b"), "one")
+    assert second.ssh_port not in {0, first.ssh_port}
+
+
+def test_a_record_of_the_time_before_has_no_port(state: State) -> None:
+    told = saved(state, "/w", "w").as_dict()
+    del told["ssh_port"]
+    assert Instance.from_dict(told).ssh_port == 0
+
+
+def test_plain_ssh_finds_it_at_its_port(state: State) -> None:
+    instance = dataclasses.replace(saved(state, "/w", "w"), libvirt_uri="qemu:///session", ssh_port=22017)
+    files = InstanceFiles(state, "w")
+    module.write_identity(files, instance)
+    shown = subprocess.run(["ssh", "-G", "-F", files.ssh_config, "w.local"], capture_output=True, text=True, check=True).stdout
+    assert {"hostname 127.0.0.1", "port 22017", "hostkeyalias w"} <= set(shown.splitlines())
+
+
+@pytest.mark.parametrize("values", [{"egress": "internet"}, {"egress": "offline"}, {"keys": "proxy"}])
+def test_what_the_users_own_libvirt_cannot_have_is_refused_first(state: State, values: dict[str, str]) -> None:
+    parameters = {**SESSION, **values, "state_dir": str(state.root), "worktree": "/nowhere", "name": ""}
+    ansible: Any = SimpleNamespace(params=parameters, check_mode=False)
+    with pytest.raises(VmwError, match="qemu:///session") as caught:
+        module.present(ansible)
+    assert caught.value.code == "usage"

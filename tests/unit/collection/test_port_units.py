@@ -13,6 +13,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils import port_units
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.port_units import (
     CONNECT,
+    Place,
     Port,
     Published,
     all_published,
@@ -27,6 +28,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.port_units import (
     to_remove,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.ssh_command import identities, port_options
+from records import record, session_record
 
 MAC = "52:54:00:00:00:01"
 BOTH = ["127.0.0.1", "::1"]
@@ -34,7 +36,7 @@ BOTH = ["127.0.0.1", "::1"]
 
 def text(name: str = "one", host: int = 8080, guest: int = 3000) -> str:
     options = port_options(name, "claude", Path("/known_hosts"), [])
-    return service_unit(Published(name, Port(host, guest)), MAC, options, BOTH)
+    return service_unit(Published(name, Port(host, guest)), Place(MAC.lower(), f"{name}.local"), options, BOTH)
 
 
 def parsed(unit: str) -> configparser.ConfigParser:
@@ -149,7 +151,7 @@ def argv_of(unit: str) -> list[str]:
 def test_ssh_listens_at_loopback_alone_and_lends_nothing() -> None:
     argv = argv_of(text())
     assert argv[:2] == ["/bin/sh", "-c"]
-    assert argv[3:6] == ["sh", MAC, "one"]
+    assert argv[3:6] == ["sh", MAC, "one.local"]
     assert [argv[at + 1] for at, word in enumerate(argv) if word == "-L"] == [
         "127.0.0.1:8080:localhost:3000",
         "[::1]:8080:localhost:3000",
@@ -207,7 +209,7 @@ def test_keys_go_through_systemd_and_ssh_as_they_are(tmp_path: Path) -> None:
     key = tmp_path / "a b"
     key.touch()
     options = port_options("one", "claude", tmp_path / "100% known", identities(f"identityfile {key}\n"))
-    unit = service_unit(Published("one", Port(8080, 80)), MAC, options, ["127.0.0.1"])
+    unit = service_unit(Published("one", Port(8080, 80)), Place(MAC, "one.local"), options, ["127.0.0.1"])
     shown = subprocess.run(["ssh", "-G", *argv_of(unit)[6:], "192.0.2.8"], capture_output=True, text=True, check=True).stdout
     assert f"identityfile {key}\n" in shown
     assert "100% known" in shown.replace("%%", "%")
@@ -242,10 +244,22 @@ def test_the_vm_is_found_by_its_card_and_then_by_its_name(
     (tmp_path / "reached").write_text(reached or "nowhere")
     script = CONNECT.replace("/proc/net/arp", str(table))
     done = subprocess.run(
-        ["/bin/sh", "-c", script, "sh", MAC, "one", "-o", "two words"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False
+        ["/bin/sh", "-c", script, "sh", MAC, "one.local", "-o", "two words"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        check=False,
     )
     assert done.returncode == code
     assert calls.read_text().splitlines() == [f"-o two words -- {address}" for address in tried]
+
+
+def test_a_vm_of_the_users_own_libvirt_is_found_at_the_loopback_alone() -> None:
+    vm = session_record(22017)
+    options = port_options("one", "claude", Path("/known_hosts"), [], vm.ssh_port)
+    argv = argv_of(service_unit(Published("one", Port(8080, 3000)), Place.of(vm), options, BOTH))
+    # No card has an address without digits.
+    assert argv[3:6] == ["sh", "-", "127.0.0.1"]
+    assert "Port=22017" in argv
+    assert Place.of(record()) == Place(MAC, "one.local")
 
 
 @pytest.mark.parametrize("name", ["one", "a-port", "port", "a-port-8080", "x" * 63])

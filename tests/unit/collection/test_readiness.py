@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAC = "52:54:00:00:00:ab"
 ADDRESS = "192.0.2.8"
+INSTANCE = replace(record(), mac=MAC)
+SESSION = replace(INSTANCE, libvirt_uri="qemu:///session", ssh_port=22017)
 
 
 class LibvirtError(Exception):
@@ -63,20 +65,38 @@ def libvirt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_agent_tells_the_address() -> None:
-    assert libvirt_connection.guest_address(Domain([ADDRESS]), MAC) == ADDRESS
-    assert libvirt_connection.guest_address(Domain([]), MAC) == ""
-    assert libvirt_connection.guest_address(Domain(None), MAC) == ""
+    assert libvirt_connection.guest_address(Domain([ADDRESS]), INSTANCE) == ADDRESS
+    assert libvirt_connection.guest_address(Domain([]), INSTANCE) == ""
+    assert libvirt_connection.guest_address(Domain(None), INSTANCE) == ""
 
 
 @pytest.mark.parametrize("words", ["169.254.1.1", "fe80::1", "127.0.0.1", "-oProxyCommand=x", "224.0.0.1", ""])
 def test_what_is_no_address_of_a_guest_is_passed_over(words: str) -> None:
-    assert libvirt_connection.guest_address(Domain([words, ADDRESS]), MAC) == ADDRESS
+    assert libvirt_connection.guest_address(Domain([words, ADDRESS]), INSTANCE) == ADDRESS
+
+
+@pytest.mark.parametrize(("told", "reached"), [([ADDRESS], "127.0.0.1"), (["169.254.2.1"], "127.0.0.1"), ([], ""), (None, "")])
+def test_a_vm_of_the_users_own_libvirt_is_reached_at_the_loopback(told: list[str] | None, reached: str) -> None:
+    assert libvirt_connection.guest_address(Domain(told), SESSION) == reached
+
+
+def test_its_key_is_asked_for_at_its_own_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def answer(address: str, _key: str, port: int) -> Answer:
+        asked.append((address, port))
+        return Answer.OWN
+
+    monkeypatch.setattr(readiness, "speaks_ssh", lambda _address, port: port == SESSION.ssh_port)
+    monkeypatch.setattr(readiness, "ssh_answer", answer)
+    assert readiness.ssh_address("127.0.0.1", "key", SESSION) == "127.0.0.1"
+    assert asked == [("127.0.0.1", SESSION.ssh_port)]
 
 
 @pytest.fixture
 def banner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Have an SSH server answer, and return the stand-in for the host's neighbour table, which is empty."""
-    monkeypatch.setattr(readiness, "speaks_ssh", lambda _address: True)
+    monkeypatch.setattr(readiness, "speaks_ssh", lambda _address, _port: True)
     table = tmp_path / "arp"
     table.write_text("IP address       HW type     Flags       HW address            Mask     Device\n")
     monkeypatch.setattr(neighbours, "TABLE", table)
@@ -92,35 +112,35 @@ def add_neighbour(table: Path, address: str, mac: str, flags: str = "0x2") -> No
 def test_ssh_is_there_when_the_vms_own_key_is_shown(
     monkeypatch: pytest.MonkeyPatch, banner: Path, answer: Answer, found: str
 ) -> None:
-    monkeypatch.setattr(readiness, "ssh_answer", lambda _address, _key: answer)
-    assert readiness.ssh_address(ADDRESS, "key", MAC) == found
-    assert readiness.ssh_address("", "key", MAC) == ""
+    monkeypatch.setattr(readiness, "ssh_answer", lambda _address, _key, _port: answer)
+    assert readiness.ssh_address(ADDRESS, "key", INSTANCE) == found
+    assert readiness.ssh_address("", "key", INSTANCE) == ""
 
 
 def test_another_machine_at_the_guests_address_is_told(monkeypatch: pytest.MonkeyPatch, banner: Path) -> None:
-    monkeypatch.setattr(readiness, "ssh_answer", lambda _address, _key: Answer.OTHER)
+    monkeypatch.setattr(readiness, "ssh_answer", lambda _address, _key, _port: Answer.OTHER)
     add_neighbour(banner, ADDRESS, "52:54:00:ff:ff:ff")
     with pytest.raises(VmwError, match=ADDRESS) as caught:
-        readiness.ssh_address(ADDRESS, "key", MAC)
+        readiness.ssh_address(ADDRESS, "key", INSTANCE)
     assert "taken the address" in caught.value.hint
 
 
 def test_an_answer_from_the_vms_own_card_needs_no_handshake(monkeypatch: pytest.MonkeyPatch, banner: Path) -> None:
-    monkeypatch.setattr(readiness, "ssh_answer", lambda _address, _key: Answer.OTHER)
+    monkeypatch.setattr(readiness, "ssh_answer", lambda _address, _key, _port: Answer.OTHER)
     add_neighbour(banner, ADDRESS, MAC.upper())
-    assert readiness.ssh_address(ADDRESS, "key", MAC) == ADDRESS
+    assert readiness.ssh_address(ADDRESS, "key", INSTANCE) == ADDRESS
 
 
 def test_without_a_server_there_is_no_address(monkeypatch: pytest.MonkeyPatch, banner: Path) -> None:
-    monkeypatch.setattr(readiness, "speaks_ssh", lambda _address: False)
+    monkeypatch.setattr(readiness, "speaks_ssh", lambda _address, _port: False)
     add_neighbour(banner, ADDRESS, MAC)
-    assert readiness.ssh_address(ADDRESS, "key", MAC) == ""
+    assert readiness.ssh_address(ADDRESS, "key", INSTANCE) == ""
 
 
 @pytest.mark.parametrize(("words", "expected"), [(b"SSH-2.0-x\r\n", True), (b"HTTP/1.1 400\r\n", False), (b"", False)])
-def test_a_server_is_known_by_its_greeting(monkeypatch: pytest.MonkeyPatch, words: bytes, *, expected: bool) -> None:
+def test_a_server_is_known_by_its_greeting(words: bytes, *, expected: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(readiness, "SSH_PORT", server.getsockname()[1])
+        port = server.getsockname()[1]
 
         def greet() -> None:
             connection, _ = server.accept()
@@ -129,9 +149,9 @@ def test_a_server_is_known_by_its_greeting(monkeypatch: pytest.MonkeyPatch, word
 
         thread = threading.Thread(target=greet)
         thread.start()
-        assert readiness.speaks_ssh("127.0.0.1") == expected
+        assert readiness.speaks_ssh("127.0.0.1", port) == expected
         thread.join()
-    assert not readiness.speaks_ssh("127.0.0.1")
+    assert not readiness.speaks_ssh("127.0.0.1", port)
 
 
 def wait(tmp_path: Path, domain: Domain, phase: str = "address") -> str:
@@ -267,7 +287,7 @@ def test_a_guest_tells_its_address_and_shows_its_key_without_the_comment(
 ) -> None:
     keys: list[str] = []
 
-    def answer(_address: str, key: str) -> Answer:
+    def answer(_address: str, key: str, _port: int) -> Answer:
         keys.append(key)
         return Answer.OWN
 

@@ -28,7 +28,7 @@ def test_names_are_unique() -> None:
 
 def test_every_check_answers_on_any_machine() -> None:
     findings = doctor.examine(Settings())
-    assert len(findings) == len(doctor.CHECKS)
+    assert len(findings) == len([check for check in doctor.CHECKS if check.where != doctor.SESSION])
     assert all(finding.message and "\n" not in finding.message for _, finding in findings)
     assert all(finding.fix for _, finding in findings if finding.status is Status.FAIL)
 
@@ -441,3 +441,55 @@ def test_proxy_on_a_bridge_without_an_address(home: Path, fake_program: Callable
     fake_program("systemctl", "echo active")
     fake_program("ip", "echo '[]'")
     assert look("proxy").status is Status.WARN
+
+
+SESSION = Settings(vmw_libvirt_uri="qemu:///session")
+
+
+def test_the_users_own_libvirt_has_checks_of_its_own() -> None:
+    names = [name for name, _ in doctor.examine(SESSION)]
+    assert {"passt", "KVM access", "linger", "share sockets"} <= set(names)
+    assert not {
+        "libvirt group",
+        "bridge",
+        "bridge filter",
+        "packet filter",
+        "proxy",
+        "avahi",
+        "mDNS names",
+        "QEMU's access",
+    } & set(names)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (" ".join(doctor.passt_units.NEEDED_OPTIONS), Status.OK, "your LAN too"),
+        ("--no-map-gw", Status.FAIL, "no --vhost-user"),
+        ("", Status.FAIL, "missing or too old"),
+    ],
+)
+def test_passt(
+    monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path], options: str, status: Status, words: str
+) -> None:
+    fake_program("passt", f"echo '{options}'")
+    monkeypatch.setattr(doctor.passt_units, "PASST", "passt")
+    finding = look("passt", SESSION)
+    assert finding.status is status
+    assert words in finding.message
+
+
+@pytest.mark.parametrize(("state", "status"), [("active", Status.OK), ("inactive", Status.FAIL)])
+def test_the_users_own_libvirt_is_to_be_a_service(fake_program: Callable[[str, str], Path], state: str, status: Status) -> None:
+    fake_program("virsh", "echo 'Running against daemon: 11.3.0'")
+    fake_program("systemctl", f"echo {state}")
+    assert look("libvirt", SESSION).status is status
+
+
+def test_kvm_is_opened_by_the_users_own_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(accelerator, "KVM_DEVICE", tmp_path / "kvm")
+    assert look("KVM access", SESSION).status is Status.OK
+    (tmp_path / "kvm").touch()
+    assert look("KVM access", SESSION).status is Status.OK
+    monkeypatch.setattr(doctor.os, "access", lambda _path, _mode: False)
+    assert look("KVM access", SESSION).status is Status.FAIL

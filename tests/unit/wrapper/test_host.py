@@ -87,7 +87,29 @@ def test_no_golden_image(ready: Path, home: Path) -> None:
 def test_not_in_the_group(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "membership", lambda: group.Membership(in_database=False, in_process=False))
     assert host.missing(Settings()) == [f"{host.user_name()} is not in the group libvirt"]
-    assert host.missing(Settings(vmw_libvirt_uri="qemu:///session")) == []
+
+
+def test_the_users_own_libvirt_takes_less_of_the_host(
+    ready: Path, home: Path, monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path]
+) -> None:
+    monkeypatch.setattr(group, "membership", lambda: group.Membership(in_database=False, in_process=False))
+    monkeypatch.setattr(host, "LINGER", ready / "linger")
+    for gone in ("libvirt-sock", "filter-sock"):
+        (ready / gone).unlink()
+    (ready / f"run/{host.user_name()}").rmdir()
+    settings = Settings(vmw_libvirt_uri="qemu:///session", vmw_bridge="br9")
+    assert host.missing(settings) == [
+        "passt is not installed",
+        "your own libvirt is not set up",
+        f"the services of {host.user_name()} end with the login",
+    ]
+    fake_program("passt", "exit 0")
+    unit = home / ".config/systemd/user" / host.SESSION_SOCKET
+    unit.parent.mkdir(parents=True)
+    unit.touch()
+    (ready / "linger").mkdir()
+    (ready / "linger" / host.user_name()).touch()
+    assert host.missing(settings) == []
 
 
 def test_nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

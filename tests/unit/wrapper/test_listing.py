@@ -161,3 +161,15 @@ def test_images(home: Path, make_vm: Callable[..., Path]) -> None:
     assert found[1].size_bytes >= 4096
     assert found[1].template_bytes >= 65536 > found[1].size_bytes
     assert found[0].template_bytes == 0
+
+
+def test_a_vm_of_the_users_own_libvirt_has_an_address_of_the_loopback(
+    make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path]
+) -> None:
+    calls = fake_program("virsh", VIRSH)
+    make_vm("on", libvirt_uri="qemu:///session", ssh_port=22017)
+    make_vm("off", libvirt_uri="qemu:///session", ssh_port=22018)
+    rows = {row.name: row for row in listing.list_vms(load_settings()).rows}
+    assert (rows["on"].address, rows["on"].ssh_port) == ("127.0.0.1", 22017)
+    assert (rows["off"].address, rows["off"].ssh_port) == (None, 22018)
+    assert "domifaddr" not in calls.read_text()

@@ -179,3 +179,36 @@ def test_doctor_names_vms_that_run_without_a_policy(
     assert (finding.status, finding.message) == (doctor.Status.FAIL, "one runs without a network policy")
     (tmp_path / "vmw-0c3a1f3e").mkdir()
     assert check.look(Settings()).status is doctor.Status.OK
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["net", "one", "offline"], ["net", "allow", "one", "a.org"], ["net", "forbid", "one", "a.org"], ["net", "log", "one"]],
+)
+def test_nobody_enforces_a_policy_for_the_users_own_libvirt(
+    ansible: FakeAnsible, make_vm: Callable[..., Path], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_vm("one", libvirt_uri="qemu:///session", ssh_port=22017, egress={"mode": "open", "allow": [], "told": ""})
+    assert cli.run(words) == 2
+    shown = capsys.readouterr().err
+    assert "qemu:///session" in shown
+    assert "hint: " in shown
+    assert ansible.runs == []
+
+
+def test_its_policy_is_shown_all_the_same(make_vm: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    make_vm("one", libvirt_uri="qemu:///session", ssh_port=22017, egress={"mode": "open", "allow": [], "told": ""})
+    assert cli.run(["net", "one"]) == 0
+    assert capsys.readouterr().out == "open\n"
+
+
+@pytest.mark.parametrize("words", [["--egress", "internet"], ["--keys", "proxy"]])
+def test_spawn_refuses_what_does_not_go_with_it_before_anything_is_done(
+    ansible: FakeAnsible, home: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / ".config/vmw").mkdir(parents=True, exist_ok=True)
+    (home / ".config/vmw/config.yml").write_text("vmw_libvirt_uri: qemu:///session\n")
+    (home / "w").mkdir()
+    assert cli.run(["spawn", str(home / "w"), *words]) == 2
+    assert "qemu:///session" in capsys.readouterr().err
+    assert ansible.runs == []

@@ -115,3 +115,14 @@ def test_ssh_reads_the_path_as_it_is(directory: str) -> None:
     shown = subprocess.run([argv[0], "-G", *argv[1:]], capture_output=True, text=True, check=True).stdout
     line = next(line for line in shown.splitlines() if line.startswith("userknownhostsfile "))
     assert line.partition(" ")[2].replace("%%", "%").strip('"') == f"{directory}/known_hosts"
+
+
+def test_a_vm_of_the_users_own_libvirt_is_reached_at_its_port(
+    make_vm: Callable[..., Path], fake_program: Callable[[str, str], Path]
+) -> None:
+    calls = fake_program("virsh", RUNNING)
+    make_vm("one", libvirt_uri="qemu:///session", ssh_port=22017)
+    argv = connection(load_settings(), "one", [])
+    assert argv[-1] == "127.0.0.1"
+    assert "Port=22017" in argv
+    assert "domifaddr" not in calls.read_text()

@@ -135,6 +135,7 @@ def spawn(  # noqa: PLR0913 - one argument for each option
         values["vmw_timings"] = True
     settings = user_settings()
     shared = worktree.check_worktree(str(values["worktree"]), settings.state_dir, named=name is not None)
+    worktree.check_choices(settings, egress, keys)
     if secrets is not None:
         worktree.check_secrets(secrets, settings.state_dir)
     _offer_ssh_key()

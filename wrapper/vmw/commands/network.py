@@ -39,6 +39,7 @@ def net_policy(
     instance, _ = records.find(settings.state_dir, name)
     mode, hosts = instance.egress.mode, instance.egress.allow
     if policy is not None:
+        network.check_change(instance, policy)
         join_group(settings)
         outcome = operations_of(settings, context).net(name, mode=policy)
         mode = str(outcome.results["egress"]["mode"])
@@ -70,7 +71,8 @@ def _change(context: typer.Context, name: str, hosts: list[str], how: str) -> No
 
     settings = user_settings()
     names = network.check_hosts(hosts)
-    records.find(settings.state_dir, name)
+    instance, _ = records.find(settings.state_dir, name)
+    network.check_change(instance, hosts=names)
     join_group(settings)
     operations = operations_of(settings, context)
     outcome = operations.net(name, allow=names) if how == "allow" else operations.net(name, forbid=names)

@@ -96,7 +96,7 @@ def _cells(row: Row) -> list[str]:
     return [
         row.name,
         row.state,
-        row.address or "-",
+        (f"{row.address}:{row.ssh_port}" if row.ssh_port else row.address) if row.address else "-",
         f"{row.memory_mib} MiB/{row.vcpus}" if row.memory_mib else "-",
         f"{console.size(row.disk_used_bytes)} of {row.disk_gib} GiB" if row.disk_gib else "-",
         console.age(seconds) if seconds is not None else "-",

@@ -14,11 +14,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ansible_collections.vmw.worktree.plugins.module_utils import accelerator, packet_filter, secrets_profiles
+from ansible_collections.vmw.worktree.plugins.module_utils import (
+    accelerator,
+    packet_filter,
+    passt_units,
+    secrets_profiles,
+)
 from ansible_collections.vmw.worktree.plugins.module_utils.bridge_address import bridge_address
 from ansible_collections.vmw.worktree.plugins.module_utils.egress import TAP_PREFIX
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
 from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import FOLLOWER
+from ansible_collections.vmw.worktree.plugins.module_utils.session import is_session
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import OPEN_FILES, find_virtiofsd
 from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, State, qemu_user
 from ansible_collections.vmw.worktree.plugins.module_utils.template import DIRECTORY as TEMPLATES
@@ -72,12 +78,19 @@ PROXY_LISTENS = re.compile(r"^ListenStream=(.+):(\d+)$", re.MULTILINE)
 """Where the proxy of this user is reached, in its unit as the role proxy writes it."""
 
 
+EVERYWHERE = "everywhere"
+SYSTEM = "system"
+SESSION = "session"
+"""For which libvirt a check is made: the system's, the user's own, or both."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One row of the report."""
 
     name: str
     look: Callable[[Settings], Finding]
+    where: str = EVERYWHERE
 
 
 def _ok(message: str) -> Finding:
@@ -152,9 +165,33 @@ def _check_libvirt(settings: Settings) -> Finding:
     if answer.status:
         last = (answer.output.splitlines() or ["no answer"])[-1].removeprefix("error: ")
         return _fail(f"{settings.vmw_libvirt_uri} does not answer: {last}", HOST)
+    if is_session(settings.vmw_libvirt_uri):
+        return _look_at_session_libvirt(settings)
     kind = "monolithic" if host.LIBVIRT_SOCKETS[0].exists() else "modular"
     version = re.search(r"daemon: (\S+)", answer.output)
     return _ok(f"{settings.vmw_libvirt_uri} answers ({kind} daemon {version[1] if version else ''})".replace(" )", ")"))
+
+
+def _look_at_session_libvirt(settings: Settings) -> Finding:
+    """Look whether the user's own libvirt is a service, and not the child of whoever asked for it first."""
+    if _ask("systemctl", "--user", "is-active", host.SESSION_SOCKET).output != "active":
+        return _fail("your own libvirt answers, but its VMs may end with your login: its socket is not systemd's", HOST)
+    meaning = "VMs run as you, and a program that breaks out of one has your account"
+    return _ok(f"{settings.vmw_libvirt_uri} answers, apart from any login; {meaning}")
+
+
+def _check_passt(_settings: Settings) -> Finding:
+    options = _ask(passt_units.PASST, "--help").output
+    lacking = [option for option in passt_units.NEEDED_OPTIONS if option not in options]
+    if lacking:
+        return _fail(f"passt is missing or too old: no {' and no '.join(lacking)}", HOST)
+    return _ok("it is the VMs' network; they reach what you reach, your LAN too, but not this host's loopback")
+
+
+def _check_kvm_access(_settings: Settings) -> Finding:
+    if not accelerator.KVM_DEVICE.exists() or os.access(accelerator.KVM_DEVICE, os.R_OK | os.W_OK):
+        return _ok("nothing keeps your QEMU from KVM" if accelerator.KVM_DEVICE.exists() else "there is no /dev/kvm to open")
+    return _fail(f"{host.user_name()} may not open /dev/kvm, and QEMU runs as you", HOST)
 
 
 def _check_virtiofsd(_settings: Settings) -> Finding:
@@ -256,7 +293,7 @@ def _check_packet_filter(settings: Settings) -> Finding:
 
 def _without_policy(settings: Settings) -> list[str]:
     """Return the names of VMs that run with a network card of the time before there were policies."""
-    vms = [each.instance for each in records.all_recorded(settings.state_dir) if each.instance]
+    vms = [each.instance for each in records.all_recorded(settings.state_dir) if each.instance and not each.instance.is_session]
     try:
         states = virsh.Virsh(settings.vmw_libvirt_uri).states() if vms else {}
     except VmwError:
@@ -365,7 +402,7 @@ def _check_runtime_dir(_settings: Settings) -> Finding:
 
 def _check_linger(_settings: Settings) -> Finding:
     user = host.user_name()
-    if Path("/var/lib/systemd/linger", user).exists():
+    if (host.LINGER / user).exists():
         return _ok("on; shares outlive the login")
     return _fail("off: a running VM loses its shares when you log out", f"sudo loginctl enable-linger {user}")
 
@@ -471,23 +508,25 @@ CHECKS = (
     Check("CPU virtualisation", _check_cpu),
     Check("acceleration", _check_acceleration),
     Check("programs", _check_programs),
-    Check("libvirt group", _check_group),
+    Check("libvirt group", _check_group, SYSTEM),
     Check("libvirt", _check_libvirt),
     Check("virtiofsd", _check_virtiofsd),
     Check("suspend", _check_suspend),
     Check("bubblewrap", _check_bubblewrap),
-    Check("bridge", _check_bridge),
-    Check("bridge filter", _check_bridge_filter),
-    Check("packet filter", _check_packet_filter),
-    Check("proxy", _check_proxy),
-    Check("avahi", _check_avahi),
-    Check("mDNS names", _check_nsswitch),
+    Check("KVM access", _check_kvm_access, SESSION),
+    Check("passt", _check_passt, SESSION),
+    Check("bridge", _check_bridge, SYSTEM),
+    Check("bridge filter", _check_bridge_filter, SYSTEM),
+    Check("packet filter", _check_packet_filter, SYSTEM),
+    Check("proxy", _check_proxy, SYSTEM),
+    Check("avahi", _check_avahi, SYSTEM),
+    Check("mDNS names", _check_nsswitch, SYSTEM),
     Check("golden image", _check_golden_image),
     Check("warm start", _check_template),
     Check("disk space", _check_space),
-    Check("socket directory", _check_runtime_dir),
+    Check("socket directory", _check_runtime_dir, SYSTEM),
     Check("linger", _check_linger),
-    Check("QEMU's access", _check_way),
+    Check("QEMU's access", _check_way, SYSTEM),
     Check("share sockets", _check_sockets),
     Check("open files", _check_open_files),
     Check("secrets", _check_secrets),
@@ -497,5 +536,6 @@ CHECKS = (
 
 
 def examine(settings: Settings) -> list[tuple[str, Finding]]:
-    """Run every check."""
-    return [(check.name, check.look(settings)) for check in CHECKS]
+    """Run every check that means something for the libvirt in the settings."""
+    other = SYSTEM if is_session(settings.vmw_libvirt_uri) else SESSION
+    return [(check.name, check.look(settings)) for check in CHECKS if check.where != other]

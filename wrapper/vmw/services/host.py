@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ansible_collections.vmw.worktree.plugins.module_utils import packet_filter
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
 from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import FOLLOWER
+from ansible_collections.vmw.worktree.plugins.module_utils.session import DAEMON_UNIT, is_session
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import find_virtiofsd
 from ansible_collections.vmw.worktree.plugins.module_utils.user_units import unit_directory
 
@@ -24,11 +25,17 @@ PROGRAMS = ("virsh", "qemu-img", "bwrap", "setfacl", "git", "inotifywait")
 LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
 """Sockets of the monolithic and of the modular daemons."""
 
+SESSION_SOCKET = f"{DAEMON_UNIT}.socket"
+"""Where clients find the user's own libvirt, as the role kvm sets it up for qemu:///session."""
+
 NETWORK_DEVICES = Path("/sys/class/net")
 NAT_NETWORK = "vmw"
 """libvirt's network where the bridge has no uplink, as the role bridge names it."""
 
 RUNTIME_BASE = Path("/run/vmw")
+
+
+LINGER = Path("/var/lib/systemd/linger")
 
 
 def user_name() -> str:
@@ -59,6 +66,16 @@ def missing(settings: Settings) -> list[str]:
     return found
 
 
+def _missing_for_session(user: str) -> list[str]:
+    """Return what the user's own libvirt lacks."""
+    needed = {
+        "passt is not installed": find_program("passt"),
+        "your own libvirt is not set up": (unit_directory() / SESSION_SOCKET).exists(),
+        f"the services of {user} end with the login": (LINGER / user).exists(),
+    }
+    return [what for what, there in needed.items() if not there]
+
+
 def missing_for_builds(settings: Settings) -> list[str]:
     """Return what keeps a golden image from being built here: all that a VM needs but the image."""
     found = [f"{program} is not installed" for program in PROGRAMS if not find_program(program)]
@@ -67,6 +84,8 @@ def missing_for_builds(settings: Settings) -> list[str]:
     except CollectionError:
         found.append("virtiofsd is not installed")
     user = user_name()
+    if is_session(settings.vmw_libvirt_uri):
+        return found + _missing_for_session(user)
     if not (RUNTIME_BASE / user).is_dir():
         found.append(f"{RUNTIME_BASE / user} does not exist")
     if settings.system_libvirt:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import GitLayout, Kind, branch
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import has_own_git_dir
+from ansible_collections.vmw.worktree.plugins.module_utils.session import LOOPBACK
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 
 from vmw.errors import VmwError
@@ -31,12 +32,13 @@ BLOCK_BYTES = 512
 
 @dataclass(frozen=True)
 class Row:
-    """One VM. A field that is not known is None."""
+    """One VM. A field that is not known is None; so is the port for SSH where it is the usual one."""
 
     name: str
     state: str
     worktree: str | None
     address: str | None
+    ssh_port: int | None
     memory_mib: int | None
     vcpus: int | None
     disk_gib: int | None
@@ -82,13 +84,16 @@ def _state(recorded: Recorded, states: dict[str, str]) -> str:
 def _ask(query: virsh.Virsh, vms: list[Recorded]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the states of all domains of one libvirt, and the addresses of the VMs that run there."""
     # Both at once: a virsh takes longer to start than to answer.
-    leases = query.start_addresses([each.name for each in vms], "lease")
+    bridged = [each.name for each in vms if not (each.instance and each.instance.is_session)]
+    leases = query.start_addresses(bridged, "lease") if bridged else None
     try:
         states = query.states()
     finally:
-        leased, _ = virsh.finish(leases, virsh.QUERY_SECONDS)
+        leased = virsh.finish(leases, virsh.QUERY_SECONDS)[0] if leases else ""
     running = [each.instance for each in vms if each.instance and states.get(each.name) == "running"]
-    return states, virsh.quick_addresses(query, {instance.name: instance.mac for instance in running}, leased)
+    here = {instance.name: LOOPBACK for instance in running if instance.is_session}
+    macs = {instance.name: instance.mac for instance in running if not instance.is_session}
+    return states, {**here, **virsh.quick_addresses(query, macs, leased)}
 
 
 def _branch(instance: Instance, files: InstanceFiles) -> str | None:
@@ -122,6 +127,7 @@ def list_vms(settings: Settings) -> Listing:
             state=states[each.name],
             worktree=each.instance.worktree if each.instance else None,
             address=addresses.get(each.name),
+            ssh_port=(each.instance.ssh_port or None) if each.instance else None,
             memory_mib=each.instance.memory_mib if each.instance else None,
             vcpus=each.instance.vcpus if each.instance else None,
             disk_gib=each.instance.disk_gib if each.instance else None,

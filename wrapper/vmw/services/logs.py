@@ -8,6 +8,9 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ansible_collections.vmw.worktree.plugins.module_utils.passt_units import connections, unit_names
+from ansible_collections.vmw.worktree.plugins.module_utils.user_units import unit_directory
+
 from vmw.errors import ExitCode, VmwError
 from vmw.services import records
 from vmw.services.units import published, units_of
@@ -50,7 +53,7 @@ def _journal(name: str, units: list[str], *, follow: bool) -> Source:
 
 
 def sources(settings: Settings, name: str, *, follow: bool) -> list[Source]:
-    """Return the logs of a VM.
+    """Return the logs of a VM; passt's journal among them, where that is its network.
 
     Raises:
         VmwError: There is nothing of a VM with this name.
@@ -58,7 +61,8 @@ def sources(settings: Settings, name: str, *, follow: bool) -> list[Source]:
     directory = settings.state_dir / "instances" / name
     if not name or "/" in name or name.startswith(".") or not directory.is_dir():
         raise records.unknown(settings.state_dir, name)
-    units = [*units_of(name, "service"), *(each.unit for each in published() if each.name == name)]
+    networks = [connections(name)] if (unit_directory() / unit_names(name)[0]).exists() else []
+    units = [*units_of(name, "service"), *networks, *(each.unit for each in published() if each.name == name)]
     return [_console(directory / "console.log", name, follow=follow), _journal(name, units, follow=follow)]
 
 

@@ -11,6 +11,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils import packet_filter
 from ansible_collections.vmw.worktree.plugins.module_utils.egress import check_host
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
 from ansible_collections.vmw.worktree.plugins.module_utils.hostile_files import printable
+from ansible_collections.vmw.worktree.plugins.module_utils.session import check_lists, check_policy
 
 from vmw.errors import ExitCode, VmwError
 from vmw.services import records
@@ -18,7 +19,7 @@ from vmw.services import records
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
+    from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
 
     from vmw.settings import Settings
 
@@ -64,13 +65,30 @@ def check_hosts(hosts: Sequence[str]) -> list[str]:
         raise VmwError(error.message, error.hint, ExitCode.of(error.code)) from error
 
 
+def check_change(instance: Instance, mode: str = "", hosts: Sequence[str] = ()) -> None:
+    """Refuse what nobody would enforce, before Ansible is started for it.
+
+    Raises:
+        VmwError: The VM runs under the user's own libvirt.
+    """
+    if instance.is_session:
+        try:
+            check_policy(mode)
+            check_lists(list(hosts))
+        except CollectionError as error:
+            raise VmwError(error.message, error.hint, ExitCode.of(error.code)) from error
+
+
 def refused(settings: Settings, name: str) -> list[Refused]:
     """Return what a VM was refused, the newest last.
 
     Raises:
-        VmwError: There is no such VM, or the packet filter does not answer.
+        VmwError: There is no such VM, none is kept for it, or the packet filter does not answer.
     """
-    _, files = records.find(settings.state_dir, name)
+    instance, files = records.find(settings.state_dir, name)
+    if instance.is_session:
+        message = f"{name} runs under qemu:///session, where nothing is refused and nobody keeps a log"
+        raise VmwError(message, "use qemu:///system (vmw_libvirt_uri) for VMs that are to reach less", ExitCode.USAGE)
     try:
         told = packet_filter.ask("refused", name=name)["refused"]
     except CollectionError as error:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import marked_record
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
+from ansible_collections.vmw.worktree.plugins.module_utils.passt_units import unit_names
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
+from ansible_collections.vmw.worktree.plugins.module_utils.user_units import unit_directory
 
 from vmw.errors import ExitCode, VmwError
 from vmw.runner.events import Grouping
@@ -171,6 +173,8 @@ def left_of(settings: Settings, name: str) -> bool:
     if any(recorded.name == name for recorded in records.all_recorded(settings.state_dir)) or units_of(name, "socket"):
         return True
     if any(each.name == name for each in published()):
+        return True
+    if (unit_directory() / unit_names(name)[0]).exists():
         return True
     definition = virsh.Virsh(settings.vmw_libvirt_uri).definition(name)
     if not definition:

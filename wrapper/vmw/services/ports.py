@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
-from ansible_collections.vmw.worktree.plugins.module_utils.port_units import LOOPBACK, parse, to_publish
+from ansible_collections.vmw.worktree.plugins.module_utils.port_units import parse, to_publish
+from ansible_collections.vmw.worktree.plugins.module_utils.session import LOOPBACK
 
 from vmw.errors import ExitCode, VmwError
 from vmw.services import records, virsh

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from ansible_collections.vmw.worktree.plugins.module_utils.session import LOOPBACK
 from ansible_collections.vmw.worktree.plugins.module_utils.ssh_command import pinned
 
 from vmw.errors import VmwError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def ssh_argv(  # noqa: PLR0913 - one argument for each thing that ssh is told
-    name: str, user: str, address: str, known_hosts: Path, command: Sequence[str], *, lending: Lending = FORWARD
+    name: str, user: str, address: str, known_hosts: Path, command: Sequence[str], *, lending: Lending = FORWARD, port: int = 0
 ) -> list[str]:
     """Return ssh's arguments: what becomes of the agent, and the host key that was made for this VM, whatever its address.
 
@@ -31,8 +32,9 @@ def ssh_argv(  # noqa: PLR0913 - one argument for each thing that ssh is told
         known_hosts: The file with the pinned key.
         command: What to run, joined with blanks by ssh itself; empty for a login shell.
         lending: What the guest gets of the user's SSH agent.
+        port: The port at which it is reached, or 0 for the usual one.
     """
-    return [*lending.words, *pinned(name, known_hosts), "-l", user, "--", address, *command]
+    return [*lending.words, *pinned(name, known_hosts, port), "-l", user, "--", address, *command]
 
 
 def connection(settings: Settings, name: str, command: Sequence[str], lending: Lending = FORWARD) -> list[str]:
@@ -44,7 +46,7 @@ def connection(settings: Settings, name: str, command: Sequence[str], lending: L
     instance, files = records.find(settings.state_dir, name)
     query = virsh.Virsh(instance.libvirt_uri)
     state = query.start("domstate", name)
-    address = virsh.best_addresses(query, {name: instance.mac}).get(name)
+    address = LOOPBACK if instance.is_session else virsh.best_addresses(query, {name: instance.mac}).get(name)
     output, complaint = virsh.finish(state, virsh.QUERY_SECONDS)
     if state.returncode:
         if virsh.NO_DOMAIN in complaint:
@@ -58,4 +60,5 @@ def connection(settings: Settings, name: str, command: Sequence[str], lending: L
     if output.strip() not in virsh.ANSWERING:
         message = f"VM {name!r} is not running ({output.strip()})"
         raise VmwError(message, f"start it with `vmw start {name}`")
-    return ssh_argv(name, instance.guest_user, address or f"{name}.local", files.known_hosts, command, lending=lending)
+    place = address or f"{name}.local"
+    return ssh_argv(name, instance.guest_user, place, files.known_hosts, command, lending=lending, port=instance.ssh_port)

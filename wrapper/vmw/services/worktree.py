@@ -12,6 +12,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils import worktree as co
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
 from ansible_collections.vmw.worktree.plugins.module_utils.naming import check_name, check_profile, name_for
 from ansible_collections.vmw.worktree.plugins.module_utils.secrets_profiles import find_profile
+from ansible_collections.vmw.worktree.plugins.module_utils.session import check_keys, check_policy, is_session
 from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, State
 
 from vmw.errors import ExitCode, VmwError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmw.runner.inputs import ExtraVars
+    from vmw.settings import Settings
 
 
 def absolute(path: str, directory: str | None = None) -> str:
@@ -101,6 +103,20 @@ def check_secrets(profile: str, state_dir: Path) -> None:
     """
     if profile != DEFAULT_PROFILE:
         _checked(lambda name: str(find_profile(State(state_dir), name)), profile)
+
+
+def check_choices(settings: Settings, egress: str | None, keys: str | None) -> None:
+    """Refuse by the collection's own rules what does not go with the user's own libvirt, before minutes are spent on the host.
+
+    Raises:
+        VmwError: Something that was asked for does not.
+    """
+    if is_session(settings.vmw_libvirt_uri):
+        try:
+            check_policy(egress or "")
+            check_keys(keys or "")
+        except CollectionError as error:
+            raise VmwError(error.message, error.hint, ExitCode.of(error.code)) from error
 
 
 def _checked(check: Callable[[str], str], name: str) -> str:
