@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.vmw.worktree.plugins.module_utils.accelerator import CPU_INFO
+from ansible_collections.vmw.worktree.plugins.module_utils.session import is_session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +94,7 @@ def host_cpu(cpu_info: str) -> list[str]:
     return [f"{name.strip()}={value.strip()}" for name, _, value in lines if name.strip() in wanted]
 
 
-def key_of(machine: Machine, versions: tuple[int, int], kernel: str, cpu: list[str]) -> str:
+def key_of(machine: Machine, versions: tuple[int, int], kernel: str, cpu: list[str], *, session: bool = False) -> str:
     """Name the template that fits a VM on this host: what differs in any of these is not loaded.
 
     Args:
@@ -101,9 +102,12 @@ def key_of(machine: Machine, versions: tuple[int, int], kernel: str, cpu: list[s
         versions: QEMU's and libvirt's, as libvirt counts them.
         kernel: The host's kernel; under KVM the guest sees what that offers.
         cpu: See `host_cpu`.
+        session: Whether it was saved by the user's own libvirt, which knows none of the labels of the system's.
     """
     host = [kernel, *cpu] if machine.virt_type == "kvm" else []
     what = {"schema": SCHEMA, "machine": asdict(machine), "versions": versions, "host": host}
+    if session:
+        what["session"] = True
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -121,5 +125,6 @@ def template_for(state: State, generation: str, machine: Machine, connection: An
         machine: The VM.
         connection: The connection to libvirt.
     """
-    key = key_of(machine, versions_of(connection), os.uname().release, host_cpu(CPU_INFO.read_text()))
+    session = is_session(connection.getURI())
+    key = key_of(machine, versions_of(connection), os.uname().release, host_cpu(CPU_INFO.read_text()), session=session)
     return Template(state.images / generation, key)

@@ -108,13 +108,7 @@ def dev(request: pytest.FixtureRequest, make_host: Callable[[str], Container]) -
     if KEEP and KEEP in container.names():
         request.session.stash[HOSTS].add(KEEP)
         host = container.find(KEEP)
-        virtual_environment = host.root / HOME.lstrip("/") / "vmw/.venv"
-        kept = host.root / HOME.lstrip("/") / ".venv.kept"
-        if virtual_environment.is_dir():
-            virtual_environment.rename(kept)
-        host.checkout(REPOSITORY)
-        if kept.is_dir():
-            kept.rename(virtual_environment)
+        host.checkout_again(REPOSITORY)
         yield Person(host)
         return
     name = KEEP or f"e2e-{os.getpid()}"

@@ -180,6 +180,16 @@ class Container:
             )
         archive.unlink()
 
+    def checkout_again(self, source: Path) -> None:
+        """Put a clone of `source` in the place of the one at ~/vmw, whose Python environment stays."""
+        home = self.root / "home" / hostimage.USER
+        environment, kept = home / "vmw/.venv", home / ".venv.kept"
+        if environment.is_dir():
+            environment.rename(kept)
+        self.checkout(source)
+        if kept.is_dir():
+            kept.rename(environment)
+
     def snapshot(self) -> list[str]:
         """Return what a set-up could change: packages, addresses, the user's groups, files with their contents.
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.vmw.worktree.plugins.module_utils import guest_agent, packet_filter
+from ansible_collections.vmw.worktree.plugins.module_utils import guest_agent, packet_filter, passt_units
 from ansible_collections.vmw.worktree.plugins.module_utils.egress import Egress
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.guest_agent import Ended
@@ -200,8 +200,8 @@ def passt(monkeypatch: pytest.MonkeyPatch, files: InstanceFiles) -> dict[str, in
         return changed
 
     files.save(session_record(22017))
-    monkeypatch.setattr(module.passt_units, "present", present)
-    monkeypatch.setattr(module.passt_units, "absent", lambda name: served.pop(name, None) is not None)
+    monkeypatch.setattr(passt_units, "present", present)
+    monkeypatch.setattr(passt_units, "absent", lambda name: served.pop(name, None) is not None)
     return served
 
 

@@ -54,8 +54,13 @@ def test_a_port_is_one_vms_only() -> None:
 
 def test_no_free_port_is_told() -> None:
     asked: list[int] = []
+
+    def is_free(port: int) -> bool:
+        asked.append(port)
+        return False
+
     with pytest.raises(VmwError, match="no port") as caught:
-        session.choose_ssh_port("one", {session.FIRST_SSH_PORT}, lambda port: bool(asked.append(port)))
+        session.choose_ssh_port("one", {session.FIRST_SSH_PORT}, is_free)
     assert caught.value.code == "conflict"
     assert sorted(asked) == list(range(session.FIRST_SSH_PORT + 1, session.FIRST_SSH_PORT + session.SSH_PORTS))
 

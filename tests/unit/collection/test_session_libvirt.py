@@ -101,7 +101,7 @@ def test_a_passt_that_is_too_old(host: Host) -> None:
 def test_a_libvirt_without_vms_makes_room(host: Host, daemon: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     # A child of this process stays, as one that has ended, until it is waited for.
     kill = os.kill
-    monkeypatch.setattr(session_libvirt.os, "kill", lambda pid, number: (kill(pid, number), daemon.wait(10)))
+    monkeypatch.setattr(os, "kill", lambda pid, number: (kill(pid, number), daemon.wait(10)))
     assert session_libvirt.others() == [daemon.pid]
     provide()
     assert daemon.returncode == -15

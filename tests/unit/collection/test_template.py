@@ -100,8 +100,12 @@ def test_what_is_being_made_is_apart_from_what_is_there(tmp_path: Path) -> None:
 
 def test_the_connection_tells_qemus_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Connection:
-        def __init__(self, version: int) -> None:
+        def __init__(self, version: int, uri: str = "qemu:///system") -> None:
             self.version = version
+            self.uri = uri
+
+        def getURI(self) -> str:  # noqa: N802 - libvirt's name
+            return self.uri
 
         def getVersion(self) -> int:  # noqa: N802 - libvirt's name
             return self.version
@@ -116,6 +120,9 @@ def test_the_connection_tells_qemus_version(tmp_path: Path, monkeypatch: pytest.
     one, two = (template_for(state, "g", KVM, Connection(version)) for version in (8_002_000, 10_000_000))
     assert one.directory.parent == two.directory.parent == tmp_path / "images/g/templates"
     assert one.key != two.key
+    # What one libvirt saved has labels that the other does not know.
+    own = template_for(state, "g", KVM, Connection(10_000_000, "qemu:///session"))
+    assert own.key != two.key
 
 
 def test_the_same_machine_takes_the_same_template() -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.vmw.worktree.plugins.module_utils import accelerator
+from ansible_collections.vmw.worktree.plugins.module_utils import accelerator, passt_units
 
 from vmw.services import doctor, group, host
 from vmw.services.doctor import Status
@@ -464,7 +465,7 @@ def test_the_users_own_libvirt_has_checks_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (" ".join(doctor.passt_units.NEEDED_OPTIONS), Status.OK, "your LAN too"),
+        (" ".join(passt_units.NEEDED_OPTIONS), Status.OK, "your LAN too"),
         ("--no-map-gw", Status.FAIL, "no --vhost-user"),
         ("", Status.FAIL, "missing or too old"),
     ],
@@ -473,7 +474,7 @@ def test_passt(
     monkeypatch: pytest.MonkeyPatch, fake_program: Callable[[str, str], Path], options: str, status: Status, words: str
 ) -> None:
     fake_program("passt", f"echo '{options}'")
-    monkeypatch.setattr(doctor.passt_units, "PASST", "passt")
+    monkeypatch.setattr(passt_units, "PASST", "passt")
     finding = look("passt", SESSION)
     assert finding.status is status
     assert words in finding.message
@@ -491,5 +492,5 @@ def test_kvm_is_opened_by_the_users_own_qemu(monkeypatch: pytest.MonkeyPatch, tm
     assert look("KVM access", SESSION).status is Status.OK
     (tmp_path / "kvm").touch()
     assert look("KVM access", SESSION).status is Status.OK
-    monkeypatch.setattr(doctor.os, "access", lambda _path, _mode: False)
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
     assert look("KVM access", SESSION).status is Status.FAIL
