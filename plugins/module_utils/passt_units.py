@@ -130,6 +130,15 @@ def present(name: str, ssh_port: int, *, check_mode: bool = False) -> bool:
     return False
 
 
+def is_connected(name: str) -> bool:
+    """Tell whether a passt serves a VM now.
+
+    Raises:
+        VmwError: The user's service manager does not answer.
+    """
+    return bool(loaded_units([connections(name)]))
+
+
 def _left(name: str) -> Iterator[Path]:
     socket, service = unit_names(name)
     directory = unit_directory()

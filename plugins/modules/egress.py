@@ -109,7 +109,8 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
     find_own_domain,
     is_running,
 )
-from ansible_collections.vmw.worktree.plugins.module_utils.session import check_lists, check_policy
+from ansible_collections.vmw.worktree.plugins.module_utils.port_units import can_bind
+from ansible_collections.vmw.worktree.plugins.module_utils.session import LOOPBACK, check_lists, check_policy
 
 TELL_SECONDS = 30.0
 """How long the guest may take to write two files."""
@@ -143,9 +144,17 @@ def tell_guest(module: AnsibleModule, files: InstanceFiles, domain: Any, url: st
 
 
 def serve(module: AnsibleModule, instance: Instance) -> dict[str, Any]:
-    """Have passt be the network of a VM of the user's own libvirt."""
+    """Have passt be the network of a VM of the user's own libvirt.
+
+    Raises:
+        VmwError: Another policy is asked for, or somebody else has the VM's port.
+    """
     check_policy(module.params["mode"])
     check_lists([*module.params["allow"], *module.params["forbid"]])
+    if not module.check_mode and not passt_units.is_connected(instance.name) and not can_bind(LOOPBACK, instance.ssh_port):
+        # QEMU would try again and again to get a network, and never start.
+        message = f"port {instance.ssh_port} of this host, at which {instance.name} is reached, is taken by another program"
+        raise VmwError(message, f"`ss -tlnp sport = :{instance.ssh_port}` shows which; end it, and try again", "conflict")
     changed = passt_units.present(instance.name, instance.ssh_port, check_mode=module.check_mode)
     return {"changed": changed, "egress": dataclasses.asdict(instance.egress), "stale": False}
 

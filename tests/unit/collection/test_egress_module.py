@@ -200,6 +200,8 @@ def passt(monkeypatch: pytest.MonkeyPatch, files: InstanceFiles) -> dict[str, in
         return changed
 
     files.save(session_record(22017))
+    monkeypatch.setattr(passt_units, "is_connected", lambda name: name in served)
+    monkeypatch.setattr(module, "can_bind", lambda _address, _port: not served)
     monkeypatch.setattr(passt_units, "present", present)
     monkeypatch.setattr(passt_units, "absent", lambda name: served.pop(name, None) is not None)
     return served
@@ -213,6 +215,16 @@ def test_passt_serves_a_vm_of_the_users_own_libvirt(host: Host, files: InstanceF
     assert (result["changed"], result["stale"], result["egress"]["mode"], warnings) == (True, False, "open", [])
     assert passt == {"one": 22017}
     assert not call(files)[0]["changed"]
+
+
+def test_a_port_that_somebody_else_has_is_told(
+    host: Host, files: InstanceFiles, passt: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "can_bind", lambda address, port: (address, port) != ("127.0.0.1", 22017))
+    with pytest.raises(VmwError, match="port 22017") as caught:
+        call(files)
+    assert caught.value.code == "conflict"
+    assert passt == {}
 
 
 @pytest.mark.parametrize("values", [{"mode": "offline"}, {"mode": "internet"}, {"allow": ["a.org"]}, {"forbid": ["a.org"]}])
