@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,6 @@ from ansible_collections.vmw.worktree.plugins.modules import session_libvirt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 class Host:
@@ -57,6 +58,9 @@ def daemon(tmp_path: Path, host: Host) -> Iterator[subprocess.Popen[bytes]]:
     program.unlink()
     program.symlink_to("/bin/sleep")
     process = subprocess.Popen([str(program), "60"])
+    # It has the name a moment after it was started.
+    while Path(f"/proc/{process.pid}/comm").read_text() != "libvirtd\n":
+        time.sleep(0.01)
     (tmp_path / "libvirt/libvirtd.pid").write_text(f"{process.pid}\n")
     yield process
     process.kill()
