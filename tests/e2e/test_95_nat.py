@@ -7,7 +7,7 @@ import json
 
 import pytest
 from testbed import hostimage, standins
-from testbed.person import HOME, PASSWORD_FILE, Person, report
+from testbed.person import HOME, PASSWORD_FILE, STATE, Person, report
 from testbed.story import PROJECT
 
 BOOT_S = 400
@@ -73,6 +73,16 @@ def test_guest_reaches_nothing_near(guest: Person) -> None:
 def test_shares_and_login_work(guest: Person) -> None:
     done = guest.vmw("ssh", NAME, "--", "cat repo/hello.py && ls .secrets")
     assert done.stdout == 'print("hello")\nsecrets.env\n', report(done)
+
+
+def test_the_proxy_with_the_keys_is_reached_here_too(guest: Person) -> None:
+    guest.sh(f"sed -i --follow-symlinks 's/^ANTHROPIC_API_KEY=.*/ANTHROPIC_API_KEY=planted/' {STATE}/secrets.env", check=True)
+    # Without a placeholder, so that the proxy itself answers.
+    done = guest.ssh(NAME, "echo $ANTHROPIC_API_KEY; curl -s --max-time 10 $ANTHROPIC_BASE_URL/v1/messages")
+    guest.sh(f"sed -i --follow-symlinks 's/^ANTHROPIC_API_KEY=.*/ANTHROPIC_API_KEY=/' {STATE}/secrets.env", check=True)
+    placeholder, _, answer = done.stdout.partition("\n")
+    assert placeholder == f"vmw-{NAME}", report(done)
+    assert "vmw-proxy: the request has no placeholder" in answer, report(done)
 
 
 def test_plain_clone_takes_commits_of_the_guest(guest: Person) -> None:
