@@ -8,9 +8,11 @@ listens at one port of the host's loopback, which leads to the guest's SSH serve
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.session import LOOPBACK, socket_directory
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import command_words
 from ansible_collections.vmw.worktree.plugins.module_utils.state import write_file
@@ -27,6 +29,11 @@ RESOLVER = "169.254.1.1"
 """Where the guest asks for names: passt sends that to the host's own name server, which may be one of its loopback."""
 
 SSH_PORT = 22
+
+RENEW_SECONDS = 20.0
+SETTLE_SECONDS = 1.0
+POLL_SECONDS = 0.1
+"""QEMU tries each second to connect again, and the rest takes some hundredths of one."""
 
 WANTS = "sockets.target.wants"
 
@@ -137,6 +144,25 @@ def is_connected(name: str) -> bool:
         VmwError: The user's service manager does not answer.
     """
     return bool(loaded_units([connections(name)]))
+
+
+def renew(name: str) -> None:
+    """Put a fresh passt in the place of the one that serves a running VM: its connections end, and QEMU connects anew.
+
+    Raises:
+        VmwError: QEMU does not, or the user's service manager does not answer.
+    """
+    loaded = loaded_units([connections(name)])
+    if loaded:
+        systemctl("stop", *loaded)
+    deadline = time.monotonic() + RENEW_SECONDS
+    while not is_connected(name):
+        if time.monotonic() > deadline:
+            message = f"QEMU does not connect to the network of {name} again"
+            raise VmwError(message, f"`vmw logs {name}` has passt's journal")
+        time.sleep(POLL_SECONDS)
+    # It has been started, and is told of the guest's memory in a moment.
+    time.sleep(SETTLE_SECONDS)
 
 
 def _left(name: str) -> Iterator[Path]:

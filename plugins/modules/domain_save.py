@@ -70,6 +70,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmw.worktree.plugins.module_utils import passt_units
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
 from ansible_collections.vmw.worktree.plugins.module_utils.fork import adopt, read_progress
 from ansible_collections.vmw.worktree.plugins.module_utils.image import CallerWatch, Progress
@@ -120,24 +121,36 @@ def now(domain: Any) -> str:  # noqa: ANN401
 class Save:
     """A save under way, in a thread of its own, as libvirt's call returns only when it is done."""
 
-    def __init__(self, name: str, domain: Any) -> None:  # noqa: ANN401
+    def __init__(self, name: str, domain: Any, *, session: bool = False) -> None:  # noqa: ANN401
         """Prepare; nothing is saved yet.
 
         Args:
             name: The VM.
             domain: Its domain.
+            session: Whether passt is its network.
         """
         self.name = name
         self.domain = domain
+        self.session = session
         self.reason = ""
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def _work(self) -> None:
+        paused = False
         try:
+            if self.session and now(self.domain) == "running":
+                # passt cannot save connections, and a guest that stands still makes no new ones in the fresh one.
+                self.domain.suspend()
+                paused = True
+                passt_units.renew(self.name)
             # A VM that was paused goes on as well when it is resumed.
             self.domain.managedSave(libvirt.VIR_DOMAIN_SAVE_RUNNING)
-        except libvirt.libvirtError as error:
+        except (VmwError, libvirt.libvirtError) as error:
             self.reason = str(error)
+            if paused:
+                # It may have ended.
+                with contextlib.suppress(libvirt.libvirtError):
+                    self.domain.resume()
 
     def run(self, progress: Progress, watch: CallerWatch, timeout: int) -> None:
         """Save, and give it up when it takes too long or nobody waits any more.
@@ -214,7 +227,7 @@ def save(module: AnsibleModule, files: InstanceFiles) -> dict[str, Any]:
         return {"changed": True, "saved": True}
     progress = Progress(files.state, TASK, "bytes")
     try:
-        Save(files.name, domain).run(progress, CallerWatch(), module.params["timeout"])
+        Save(files.name, domain, session=files.load().is_session).run(progress, CallerWatch(), module.params["timeout"])
     finally:
         progress.close()
     return {"changed": True, "saved": True}

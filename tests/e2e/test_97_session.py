@@ -147,7 +147,7 @@ def test_ways_to_log_in(vm: Person) -> None:
 
 
 def test_a_commit_of_the_guest_is_in_the_repository(vm: Person) -> None:
-    done = vm.ssh(NAME, "cd repo && touch of-the-guest && git add . && git commit -qm 'From the guest' && git rev-parse HEAD")
+    done = vm.ssh(NAME, "cd repo && date >> of-the-guest && git add . && git commit -qm 'From the guest' && git rev-parse HEAD")
     assert done.returncode == 0, report(done)
     assert vm.sh(f"git -C {FEATURE_X} log -1 --format='%H %s'").stdout == f"{done.stdout.strip()} From the guest\n"
     assert vm.root(f"find {FEATURE_X} ! -user {hostimage.USER}") == ""
@@ -192,7 +192,8 @@ def test_the_hosts_loopback_is_not_reached(vm: Person) -> None:
 
 def await_ssh(person: Person) -> None:
     """Wait until QEMU has connected to the passt that stands in for one that ended: a guest keeps its network."""
-    done = person.ssh(NAME, "true", options="-o ConnectionAttempts=15")
+    command = f"ssh -F {STATE}/instances/{NAME}/ssh_config {SSH_OPTIONS} {NAME} true"
+    done = person.sh(f"for _ in $(seq 20); do {command} && exit 0; sleep 1; done; exit 1")
     assert done.returncode == 0, report(done)
 
 

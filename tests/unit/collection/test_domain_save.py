@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.vmw.worktree.plugins.module_utils import fork, guest_agent, saved_memory
+from ansible_collections.vmw.worktree.plugins.module_utils import fork, guest_agent, passt_units, saved_memory
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.image import InterruptedByUserError, Progress
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
@@ -18,7 +18,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.saved_memory import c
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import Daemon
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 from ansible_collections.vmw.worktree.plugins.modules import domain_save, guest_wake
-from records import record
+from records import record, session_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +76,14 @@ class Domain:
             raise LibvirtError(self.reason)
         self.active, self.saved = False, True
 
+    def suspend(self) -> None:
+        self.calls.append("suspend")
+        self.paused = True
+
+    def resume(self) -> None:
+        self.calls.append("resume")
+        self.paused = False
+
     def managedSaveRemove(self, _flags: int) -> None:  # noqa: N802 - libvirt's name
         self.calls.append("managedSaveRemove")
         self.saved = False
@@ -118,6 +126,32 @@ def test_memory_is_saved(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) 
     assert domain.saved
     assert not files.state.progress.exists()
     assert domain_save.present(module(files)) == {"changed": False, "saved": True}
+
+
+@pytest.fixture
+def renewed(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make the VM one of the user's own libvirt, and return whose passt was replaced."""
+    files.save(session_record(22017))
+    renewed: list[str] = []
+    monkeypatch.setattr(passt_units, "renew", renewed.append)
+    return renewed
+
+
+def test_a_vm_with_passt_stands_still_without_connections(
+    files: InstanceFiles, monkeypatch: pytest.MonkeyPatch, renewed: list[str]
+) -> None:
+    domain = Domain()
+    use(monkeypatch, domain)
+    assert domain_save.present(module(files)) == {"changed": True, "saved": True}
+    assert (domain.calls, renewed) == (["suspend"], ["one"])
+
+
+def test_it_runs_on_when_it_is_not_saved(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch, renewed: list[str]) -> None:
+    domain = Domain(reason="no room")
+    use(monkeypatch, domain)
+    with pytest.raises(VmwError, match="runs on: no room"):
+        domain_save.present(module(files))
+    assert (domain.calls, renewed) == (["suspend", "resume"], ["one"])
 
 
 def test_a_fork_on_its_way_is_not_suspended(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> None:

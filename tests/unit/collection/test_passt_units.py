@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import passt_units, session
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,3 +136,18 @@ def test_everything_goes_by_exact_name(manager: Manager) -> None:
     assert left == ["vmw-one-net-net.socket", "vmw-one-net-net.socket", "vmw-one-net-net@.service"]
     manager.loaded = []
     assert not passt_units.absent("one")
+
+
+def test_a_passt_is_replaced(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passt_units, "SETTLE_SECONDS", 0)
+    answers = [["vmw-one-net@0-1-1.service"], [], ["vmw-one-net@1-1-1.service"]]
+    monkeypatch.setattr(passt_units, "loaded_units", lambda _units: answers.pop(0))
+    passt_units.renew("one")
+    assert manager.calls == [("stop", "vmw-one-net@0-1-1.service")]
+    assert answers == []
+
+
+def test_a_network_that_does_not_come_back_is_told(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passt_units, "RENEW_SECONDS", 0)
+    with pytest.raises(VmwError, match="does not connect"):
+        passt_units.renew("one")
