@@ -62,7 +62,7 @@ def check_policy(mode: str) -> None:
         VmwError: It is another one than `OPEN`.
     """
     if mode and mode != OPEN:
-        message = f"the network policy {mode!r} does not go with qemu:///session, only {OPEN!r} does: {_WHY}"
+        message = f"the network policy '{mode}' does not go with qemu:///session, only {OPEN!r} does: {_WHY}"
         raise VmwError(message, _HINT, "usage")
 
 
@@ -87,7 +87,7 @@ def check_keys(mode: str) -> None:
         VmwError: It is another way than `FILE`.
     """
     if mode and mode != FILE:
-        message = f"keys by {mode!r} do not go with qemu:///session, only by {FILE!r}: the host's proxy knows a VM by its card"
+        message = f"keys by '{mode}' do not go with qemu:///session, only by {FILE!r}: the host's proxy knows a VM by its card"
         raise VmwError(message, _HINT, "usage")
 
 

@@ -158,10 +158,18 @@ def test_the_guest_reaches_the_outside_by_name(vm: Person) -> None:
     assert done.stdout.startswith("HTTP/1.1 200"), report(done)
 
 
-def test_the_hosts_loopback_is_not_reached(vm: Person) -> None:
+@pytest.fixture
+def secret_page(vm: Person) -> Iterator[Person]:
+    """Give the user with a web server at the host's loopback."""
     vm.sh(f"mkdir -p {HOME}/web && echo {SECRET_PAGE} > {HOME}/web/page", check=True)
     serve = f"python3 -m http.server {WEB_PORT} --bind 127.0.0.1 --directory {HOME}/web"
     vm.sh(f"systemd-run --user --quiet --collect --unit=e2e-web {serve}", check=True)
+    yield vm
+    vm.sh("systemctl --user stop e2e-web.service", check=True)
+
+
+def test_the_hosts_loopback_is_not_reached(secret_page: Person) -> None:
+    vm = secret_page
 
     def fetch(place: str) -> str:
         return f"curl -s --max-time 8 http://{place}:{WEB_PORT}/page"
@@ -185,7 +193,7 @@ def test_the_hosts_loopback_is_not_reached(vm: Person) -> None:
     # A start brings back what vmw wrote, for the next passt.
     assert vm.vmw("start", NAME).returncode == 0
     assert vm.read(unit) == own
-    vm.sh(f"systemctl --user stop e2e-web.service 'vmw-{NAME}-net@*'")
+    vm.sh(f"systemctl --user stop 'vmw-{NAME}-net@*'", check=True)
     await_ssh(vm)
     assert listening(vm) == {f"127.0.0.1:{port_of(vm)}"}
 

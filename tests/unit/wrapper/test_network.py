@@ -210,5 +210,7 @@ def test_spawn_refuses_what_does_not_go_with_it_before_anything_is_done(
     (home / ".config/vmw/config.yml").write_text("vmw_libvirt_uri: qemu:///session\n")
     (home / "w").mkdir()
     assert cli.run(["spawn", str(home / "w"), *words]) == 2
-    assert "qemu:///session" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "qemu:///session" in shown
+    assert f"'{words[1]}'" in shown
     assert ansible.runs == []
