@@ -14,6 +14,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import NoProxyError, proxy_place
 from ansible_collections.vmw.worktree.plugins.module_utils.naming import is_name
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import quote
 from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, write_file
@@ -51,6 +52,19 @@ def profile_files(state: State) -> dict[str, Path]:
 def opened(path: Path, wanted: int) -> bool:
     """Tell whether others than its owner can do more with a path than its mode should let them."""
     return bool(path.stat().st_mode & 0o777 & ~wanted)
+
+
+def find_proxy(state: State) -> str:
+    """Return the address and the port at which guests reach the proxy that has the keys.
+
+    Raises:
+        VmwError: There is none that they could reach.
+    """
+    try:
+        return proxy_place(state.root)
+    except NoProxyError as error:
+        hint = "run `vmw host` to set it up; a VM made with `--keys file` reads its keys itself and needs none"
+        raise VmwError(str(error), hint, "host_not_ready") from error
 
 
 def find_profile(state: State, profile: str) -> Path:

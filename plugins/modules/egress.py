@@ -212,14 +212,14 @@ def absent(module: AnsibleModule) -> dict[str, Any]:
     if module.check_mode:
         return {"changed": files.exists()}
     served = passt_units.absent(files.name)
-    if served:
-        return {"changed": True}
     try:
-        return {"changed": packet_filter.release(files.name)}
+        released = packet_filter.release(files.name)
     except VmwError as error:
-        # What is left of a policy lets nobody through, and must not keep the VM.
-        module.warn(f"the packet filter may still know {files.name}: {error.message}")
-        return {"changed": False}
+        # What is left of a policy lets nobody through, and must not keep the VM. passt's users may have no word with the filter.
+        if not served:
+            module.warn(f"the packet filter may still know {files.name}: {error.message}")
+        released = False
+    return {"changed": served or released}
 
 
 def main() -> None:

@@ -162,7 +162,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
 from ansible_collections.vmw.worktree.plugins.module_utils.naming import check_name, check_profile, name_for
 from ansible_collections.vmw.worktree.plugins.module_utils.network_card import mac_address, taken_addresses
 from ansible_collections.vmw.worktree.plugins.module_utils.port_units import all_published, can_bind
-from ansible_collections.vmw.worktree.plugins.module_utils.secrets_profiles import find_profile
+from ansible_collections.vmw.worktree.plugins.module_utils.secrets_profiles import find_profile, find_proxy
 from ansible_collections.vmw.worktree.plugins.module_utils.session import (
     LOOPBACK,
     check_keys,
@@ -261,9 +261,16 @@ def new_record(parameters: dict[str, Any], state: State, worktree: Path, name: s
         if parameters[size] < MINIMUM[size]:
             message = f"{size} is {parameters[size]}, and at least {MINIMUM[size]} are needed"
             raise VmwError(message, "ask for a larger VM", "usage")
+    if is_session(parameters["libvirt_uri"]):
+        check_policy(parameters["egress"])
+        check_keys(parameters["keys"])
     profile = parameters["secrets"] or parameters["secrets_profile"]
-    if profile != DEFAULT_PROFILE:
+    # The one of the time before profiles is moved when the VM is started.
+    if profile != DEFAULT_PROFILE or (parameters["keys"] == PROXY and state.secrets_of(profile).is_dir()):
         find_profile(state, profile)
+    if parameters["keys"] == PROXY:
+        # Later, there would be a VM that keeps a way to keys which it cannot have.
+        find_proxy(state)
     manifest = golden_image(state, parameters["guest_user"])
     check_disk(state, manifest, parameters["disk_gib"])
     git = choose(worktree, read_layout(worktree), parameters["git_mode"], parameters["guest_user"], state)
@@ -421,12 +428,18 @@ def tell_kept(module: AnsibleModule, instance: Instance) -> None:
             module.warn(f"{instance.name} was made with {made} and keeps it; {parameters[size]} applies to new VMs")
     if instance.git.kind != "none" and parameters["git_mode"] != instance.git.mode:
         module.warn(f"{instance.name} was made with git {instance.git.mode} and keeps it; destroy it to change that")
-    if parameters["egress"] != instance.egress.mode and not instance.is_session:
+    if instance.is_session and parameters["egress"] != instance.egress.mode:
+        module.warn(
+            f"{instance.name} reaches what you reach: it was made with {instance.libvirt_uri}, which has no other network policy"
+        )
+    # With the user's own libvirt the settings cannot have other values, and these are no wish for this VM.
+    foreign = is_session(parameters["libvirt_uri"]) and not instance.is_session
+    if not instance.is_session and not foreign and parameters["egress"] != instance.egress.mode:
         module.warn(
             f"{instance.name} keeps its network policy {instance.egress.mode}; "
             f"`vmw net {instance.name} {parameters['egress']}` changes it"
         )
-    if parameters["keys"] != instance.keys.mode:
+    if not foreign and parameters["keys"] != instance.keys.mode:
         module.warn(f"{instance.name} was made with keys by {instance.keys.mode} and keeps that; destroy it to change it")
     if not parameters["secrets"] and parameters["secrets_profile"] != instance.secrets_profile:
         module.warn(
@@ -438,9 +451,6 @@ def tell_kept(module: AnsibleModule, instance: Instance) -> None:
 def present(module: AnsibleModule) -> dict[str, Any]:
     """Find or make the record."""
     parameters = module.params
-    if is_session(parameters["libvirt_uri"]):
-        check_policy(parameters["egress"])
-        check_keys(parameters["keys"])
     state = State.at(parameters["state_dir"])
     worktree = check_worktree(parameters["worktree"], state.root)
     name = check_name(parameters["name"]) if parameters["name"] else ""
@@ -467,6 +477,9 @@ def present(module: AnsibleModule) -> dict[str, Any]:
                 files.save(instance)
         else:
             changed = False
+            if instance.is_session and not instance.ssh_port:
+                message = f"{instance.name} is of an earlier release, whose VMs of {instance.libvirt_uri} had no network"
+                raise VmwError(message, f"`vmw destroy {instance.name}` makes room for a new one; its worktree stays", "conflict")
             check_profile_kept(instance, asked)
             tell_kept(module, instance)
         if not module.check_mode:

@@ -63,12 +63,13 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmw.worktree.plugins.module_utils.bridge_address import bridge_address
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
 from ansible_collections.vmw.worktree.plugins.module_utils.git_share import prepare
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import PROXY, Instance, InstanceFiles, files_of
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import SECRETS, TAGS, shares_of
-from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import NoProxyError, refresh
-from ansible_collections.vmw.worktree.plugins.module_utils.secrets_profiles import find_profile, settle
+from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import refresh
+from ansible_collections.vmw.worktree.plugins.module_utils.secrets_profiles import find_profile, find_proxy, settle
 from ansible_collections.vmw.worktree.plugins.module_utils.session import socket_directory
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
     Daemon,
@@ -160,11 +161,13 @@ def hide_keys(module: AnsibleModule, instance: Instance, files: InstanceFiles) -
         VmwError: There is no such profile, or no proxy.
     """
     name = instance.name
-    try:
-        shown = refresh(files.state.root, name, find_profile(files.state, instance.secrets_profile))
-    except NoProxyError as error:
-        hint = "run `vmw host` to set it up; a VM made with `--keys file` reads its keys itself and needs none"
-        raise VmwError(str(error), hint, "host_not_ready") from error
+    place = find_proxy(files.state)
+    shown = refresh(files.state.root, name, find_profile(files.state, instance.secrets_profile))
+    with contextlib.suppress(VmwError):
+        # The network may have given the host another one, and only set-up has the proxy listen there.
+        address = bridge_address(instance.bridge)
+        if place.rpartition(":")[0].strip("[]") != address:
+            module.warn(f"{name} reaches no API by the proxy: {instance.bridge} has the address {address} by now; run `vmw host`")
     if shown.readable:
         module.warn(f"{name} reads {', '.join(shown.readable)} itself: the proxy has no API for that")
     if shown.unusable:

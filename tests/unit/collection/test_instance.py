@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
     GitShare,
     Instance,
     InstanceFiles,
+    Keys,
     all_instances,
     files_of,
 )
@@ -532,9 +532,41 @@ def test_plain_ssh_finds_it_at_its_port(state: State) -> None:
 
 
 @pytest.mark.parametrize("values", [{"egress": "internet"}, {"egress": "offline"}, {"keys": "proxy"}])
-def test_what_the_users_own_libvirt_cannot_have_is_refused_first(state: State, values: dict[str, str]) -> None:
-    parameters = {**SESSION, **values, "state_dir": str(state.root), "worktree": "/nowhere", "name": ""}
-    ansible: Any = SimpleNamespace(params=parameters, check_mode=False)
+def test_what_the_users_own_libvirt_cannot_have_is_refused(state: State, values: dict[str, str]) -> None:
     with pytest.raises(VmwError, match="qemu:///session") as caught:
-        module.present(ansible)
+        module.new_record({**SESSION, **values}, state, Path("/w"), "w")
     assert caught.value.code == "usage"
+
+
+def test_a_policy_that_nobody_enforces_is_never_passed_over(state: State) -> None:
+    instance = dataclasses.replace(saved(state, "/w", "w"), libvirt_uri="qemu:///session", ssh_port=22017, egress=Egress("open"))
+    call = Call(state, "w")
+    for asked, told in (("offline", 1), ("internet", 1), ("open", 0)):
+        call.warnings.clear()
+        call.params |= {**PARAMETERS, "secrets": "", "secrets_profile": "default", "egress": asked}
+        module.tell_kept(call, instance)
+        assert sum("reaches what you reach" in text for text in call.warnings) == told
+
+
+def test_settings_of_the_users_own_libvirt_are_no_wish_for_other_vms(state: State) -> None:
+    instance = dataclasses.replace(saved(state, "/w", "w"), keys=Keys("proxy"))
+    call = Call(state, "w")
+    call.params |= {**SESSION, "secrets": "", "secrets_profile": "default", "keys": "file"}
+    module.tell_kept(call, instance)
+    assert call.warnings == []
+
+
+def test_a_vm_whose_keys_nobody_could_put_in_is_not_made(state: State) -> None:
+    parameters = {**PARAMETERS, "keys": "proxy"}
+    profile = state.secrets_of("default")
+    profile.mkdir(mode=0o700, parents=True)
+    (profile / "secrets.env").touch(0o644)
+    with pytest.raises(VmwError, match="open to others"):
+        module.new_record(parameters, state, Path("/w"), "w")
+    (profile / "secrets.env").chmod(0o600)
+    with pytest.raises(VmwError, match="not set up") as caught:
+        module.new_record(parameters, state, Path("/w"), "w")
+    assert caught.value.code == "host_not_ready"
+    (state.root / "proxy").mkdir()
+    (state.root / "proxy/settings.json").write_text('{"address": "10.0.0.1", "port": 47000}')
+    assert module.new_record(parameters, state, Path("/w"), "w").keys == Keys("proxy")

@@ -207,6 +207,17 @@ def test_what_the_proxy_does_not_do_is_told_by_name(
     assert "planted" not in (files.guest_secrets / "secrets.env").read_text()
 
 
+def test_a_proxy_that_nobody_reaches_any_more_is_told(
+    proxied: tuple[Instance, InstanceFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance, files = proxied
+    for address, words in (("10.0.0.1", []), ("10.0.0.2", ["br0 has the address 10.0.0.2 by now; run `vmw host`"])):
+        monkeypatch.setattr(shares, "bridge_address", lambda _bridge, address=address: address)
+        module = Telling(tmp_path)
+        shares.hide_keys(module, instance, files)
+        assert [text.partition(": ")[2] for text in module.warnings] == words
+
+
 def test_without_a_proxy_the_user_is_told_what_makes_one(proxied: tuple[Instance, InstanceFiles], tmp_path: Path) -> None:
     instance, files = proxied
     (files.state.root / "proxy/settings.json").unlink()

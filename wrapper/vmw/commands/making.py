@@ -125,7 +125,7 @@ def spawn(  # noqa: PLR0913 - one argument for each option
     as_json: AsJson = False,
 ) -> None:
     """Make and start a VM for a worktree; one that is there already is started. Sets up this machine first if need be."""
-    from vmw.services import worktree  # noqa: PLC0415
+    from vmw.services import records, worktree  # noqa: PLC0415
 
     chosen = {"git": git, "secrets": secrets, "egress": egress, "keys": keys}
     values = worktree.spawn_vars(path, name=name, memory=memory, cpus=cpus, disk=disk, wait=not no_wait, **chosen)
@@ -135,7 +135,8 @@ def spawn(  # noqa: PLR0913 - one argument for each option
         values["vmw_timings"] = True
     settings = user_settings()
     shared = worktree.check_worktree(str(values["worktree"]), settings.state_dir, named=name is not None)
-    worktree.check_choices(settings, egress, keys)
+    if not records.has_vm(settings.state_dir, shared):
+        worktree.check_choices(settings, egress, keys)
     if secrets is not None:
         worktree.check_secrets(secrets, settings.state_dir)
     _offer_ssh_key()

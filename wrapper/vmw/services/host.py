@@ -63,6 +63,9 @@ def missing(settings: Settings) -> list[str]:
     found = missing_for_builds(settings)
     if not (settings.state_dir / "golden-image.qcow2").exists():
         found.append("there is no golden image")
+    # An image is built without it.
+    if settings.system_libvirt and not (unit_directory() / FOLLOWER).exists():
+        found.append("the proxy that has the API keys is not there")
     return found
 
 
@@ -95,8 +98,6 @@ def missing_for_builds(settings: Settings) -> list[str]:
             found.append("libvirt does not run")
         if not packet_filter.SOCKET.exists():
             found.append("the packet filter is not there")
-        if not (unit_directory() / FOLLOWER).exists():
-            found.append("the proxy that has the API keys is not there")
     if not found and not network_exists(settings):
         found.append(f"the bridge {settings.vmw_bridge} does not exist")
     return found

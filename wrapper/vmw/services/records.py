@@ -40,6 +40,16 @@ def all_recorded(state_dir: Path) -> list[Recorded]:
     return found
 
 
+def has_vm(state_dir: Path, worktree: Path) -> bool:
+    """Tell whether a worktree has a VM already.
+
+    Args:
+        state_dir: vmw's directory on the host.
+        worktree: Its real path.
+    """
+    return any(each.instance and each.instance.worktree == str(worktree) for each in all_recorded(state_dir))
+
+
 def unknown(state_dir: Path, name: str) -> VmwError:
     """Return the error for a name that no VM has, with the names that come near."""
     import difflib  # noqa: PLC0415 - needed only here
