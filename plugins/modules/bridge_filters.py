@@ -13,7 +13,7 @@ description:
   - Takes bridged frames out of iptables, now and whenever C(br_netfilter) is loaded, as Docker does.
     Where a file in C(sysctl.d) asks for the contrary, that stays, with a warning.
   - Lets what the VMs send, and the answers to it, through the chain that Docker keeps for such rules,
-    now and whenever Docker starts.
+    now and whenever Docker starts. Where the bridge is the LAN's too, only what stays on it.
 author:
   - The vmw authors
 attributes:
@@ -42,7 +42,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 rules:
-  description: The rules that were added to Docker's chain.
+  description: The rules that were added to Docker's chain, or taken out of it.
   returned: success
   type: list
   elements: str
@@ -85,13 +85,22 @@ def filter_files(bridge: str) -> dict[str, str]:
             f'ACTION=="add", SUBSYSTEM=="module", KERNEL=="br_netfilter", RUN+="{SYSCTL} --prefix=/net/bridge"\n'
         ),
         DOCKER_SCRIPT: f"""#!/bin/sh
-# Managed by vmw. Docker drops what passes this host and is not its own. Says what it adds.
+# Managed by vmw. Docker drops what passes this host and is not its own. Says what it changes.
+routed='--in-interface {bridge} --jump ACCEPT'
+answers='--out-interface {bridge} --match conntrack --ctstate RELATED,ESTABLISHED --jump ACCEPT'
+bridged='--in-interface {bridge} --out-interface {bridge} --jump ACCEPT'
+# With a port that is no VM's the bridge is the LAN's too, and neighbours shall not get past Docker to its containers.
+lan=
+for port in /sys/class/net/{bridge}/brif/*; do
+  case ${{port##*/}} in '*' | vmw-* | vnet* | tap* | virbr*) ;; *) lan=yes ;; esac
+done
+if [ "$lan" ]; then set -- "$bridged"; else set -- "$routed" "$answers"; fi
 for tables in iptables ip6tables; do
   "$tables" --wait --numeric --list DOCKER-USER > /dev/null 2>&1 || continue
-  for rule in \\
-    '--in-interface {bridge} --jump ACCEPT' \\
-    '--out-interface {bridge} --match conntrack --ctstate RELATED,ESTABLISHED --jump ACCEPT'; do
-    # The words of the rule.
+  # The words of the rules.
+  # shellcheck disable=SC2086
+  [ "$lan" ] && "$tables" --wait --delete DOCKER-USER $routed 2> /dev/null && echo "$tables without $routed"
+  for rule in "$@"; do
     # shellcheck disable=SC2086
     "$tables" --wait --check DOCKER-USER $rule 2> /dev/null && continue
     # shellcheck disable=SC2086
