@@ -73,6 +73,13 @@ class Egress:
             raise VmwError(message, "`*.example.org` stands for all below a name", "usage")
         return replace(self, mode=check_mode(mode) if mode else self.mode, allow=hosts)
 
+    def is_wider(self, other: Egress) -> bool:
+        """Tell whether it lets more through than another one: by its mode, or in the same mode by its list."""
+        widths = (OFFLINE, ALLOWLIST, INTERNET, OPEN)
+        if self.mode != other.mode:
+            return widths.index(self.mode) > widths.index(other.mode)
+        return not set(self.allow) <= set(other.allow)
+
 
 def check_mode(mode: str) -> str:
     """Return ``mode`` when it is one.

@@ -127,9 +127,11 @@ def wait(files: InstanceFiles, phase: str, timeout: int, find: Callable[[], Any]
         if phase != "off" and not is_running(domain):
             message = f"{files.name} went off while vmw waited for its {phase}"
             raise VmwError(message, "the console log may tell why; `vmw start` tries again", log=log)
-        if phase != "off" and is_out_of_space(domain):
-            message = f"{files.name} was paused while vmw waited for its {phase}, as QEMU does when the host's disk is full"
-            raise VmwError(message, f"make room on the host, then `virsh resume {files.name}`", log=log)
+        if is_running(domain) and is_out_of_space(domain):
+            what = "is paused and cannot shut down" if phase == "off" else f"was paused while vmw waited for its {phase}"
+            force = f"; or `vmw stop {files.name} --force`" if phase == "off" else ""
+            message = f"{files.name} {what}, as QEMU does when the host's disk is full"
+            raise VmwError(message, f"make room on the host, then `virsh resume {files.name}`{force}", log=log)
         found = done(domain)
         if found:
             return found

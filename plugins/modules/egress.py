@@ -195,12 +195,19 @@ def present(module: AnsibleModule) -> dict[str, Any]:
 
 
 def enforce(files: InstanceFiles, before: Instance, after: Instance, port: int) -> bool:
-    """Have a policy enforced and write it down, both or neither; return whether that is new to the packet filter."""
+    """Have a policy enforced and write it down; return whether that is new to the packet filter.
+
+    One that cannot be written down is taken back, unless it lets less through: filling the disk shall be no way to keep that off.
+    """
     changed = packet_filter.enforce(after, port)
     if after != before:
         try:
             files.save(after)
-        except OSError:
+        except OSError as error:
+            if not after.egress.is_wider(before.egress):
+                message = f"{after.name} is {after.egress.mode} now, which could not be written down: {error.strerror or error}"
+                hint = f"make room and run it again, or the next start of {after.name} brings {before.egress.mode} back"
+                raise VmwError(message, hint) from error
             packet_filter.enforce(before, port)
             raise
     return changed

@@ -172,6 +172,27 @@ def test_what_cannot_be_written_down_is_not_enforced(host: Host, files: Instance
     assert host.known["one"]["mode"] == "offline"
 
 
+def test_what_lets_less_through_is_enforced_all_the_same(
+    host: Host, files: InstanceFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(files, mode="open", allow=["a.org"])
+
+    def full(_files: InstanceFiles, _instance: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(InstanceFiles, "save", full)
+    with pytest.raises(VmwError, match="one is offline now, which could not be written down: No space") as caught:
+        call(files, mode="offline")
+    assert "brings open back" in caught.value.hint
+    assert host.known["one"]["mode"] == "offline"
+    with pytest.raises(VmwError, match="allowlist now"):
+        call(files, mode="allowlist", allow=["b.org"])
+    assert host.known["one"]["mode"] == "allowlist"
+    with pytest.raises(OSError, match="No space"):
+        call(files, allow=["b.org"])
+    assert host.known["one"]["mode"] == "open"
+
+
 def test_a_filter_that_does_not_answer_keeps_no_vm_from_going(host: Host, files: InstanceFiles) -> None:
     host.refusal = VmwError("it is broken")
     result, (warning,) = call(files, state="absent")

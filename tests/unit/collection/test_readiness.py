@@ -193,8 +193,17 @@ def test_who_waits_for_the_end_is_not_troubled_by_it(tmp_path: Path) -> None:
     console.write_text("(initramfs)")
     assert readiness.wait(files, "off", 0, lambda: None, lambda domain: "yes" if domain is None else "") == "yes"
     with pytest.raises(VmwError, match="did not reach the phase 'off'") as caught:
-        readiness.wait(files, "off", 0, lambda: Domain([], state=(3, 5)), lambda _domain: "")
+        readiness.wait(files, "off", 0, lambda: Domain([]), lambda _domain: "")
     assert "--force" in caught.value.hint
+
+
+def test_who_waits_for_the_end_of_a_guest_that_cannot_write_is_told_at_once(tmp_path: Path) -> None:
+    files = InstanceFiles(State(tmp_path), "n")
+    with pytest.raises(VmwError, match=r"n is paused and cannot shut down, .* disk is full") as caught:
+        readiness.wait(files, "off", 60, lambda: Domain([], state=(3, 5)), lambda domain: "" if domain.isActive() else "yes")
+    assert "virsh resume n`; or `vmw stop n --force" in caught.value.hint
+    gone = Domain([], active=False, state=(3, 5))
+    assert readiness.wait(files, "off", 0, lambda: gone, lambda domain: "" if domain.isActive() else "yes") == "yes"
 
 
 def test_what_is_there_is_found_at_the_first_look_whatever_the_console_says(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from vmw.layout import Layout
 from vmw.runner.inputs import drop_questions, environment, extra_vars_yaml, runner_settings
 
 LAYOUT = Layout(Path("/srv/vmw"), Path("/srv/vmw/collections"))
+PRIVATE = Path("/run/user/1000/vmw-x")
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,13 +54,15 @@ def test_no_extra_vars_are_still_a_dictionary() -> None:
 
 
 def test_environment_is_exactly_this() -> None:
-    assert environment(LAYOUT, {"PATH": "/usr/bin", "LANG": "de_DE.UTF-8"}, None) == {
+    assert environment(LAYOUT, {"PATH": "/usr/bin", "LANG": "de_DE.UTF-8"}, None, PRIVATE) == {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin",
         "ANSIBLE_CONFIG": "/srv/vmw/ansible.cfg",
         "ANSIBLE_COLLECTIONS_PATH": "/srv/vmw/collections",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_FORCE_COLOR": "0",
         "ANSIBLE_LOCALHOST_WARNING": "0",
+        "ANSIBLE_LOCAL_TEMP": "/run/user/1000/vmw-x/ansible",
+        "ANSIBLE_REMOTE_TEMP": "/run/user/1000/vmw-x/ansible",
     }
 
 
@@ -74,21 +77,21 @@ def test_environment_is_exactly_this() -> None:
     ],
 )
 def test_ansible_gets_a_character_set_it_accepts(base: dict[str, str], expected: str | None) -> None:
-    assert environment(LAYOUT, base, None).get("LC_ALL") == expected
+    assert environment(LAYOUT, base, None, PRIVATE).get("LC_ALL") == expected
 
 
 def test_a_foreign_python_stays_outside() -> None:
-    assert environment(LAYOUT, {"PYTHONPATH": "/opt/ros"}, None)["PYTHONPATH"] == ""
+    assert environment(LAYOUT, {"PYTHONPATH": "/opt/ros"}, None, PRIVATE)["PYTHONPATH"] == ""
 
 
 def test_password_is_named_by_file_only() -> None:
-    values = environment(LAYOUT, {"LANG": "C.UTF-8"}, Path("/run/user/1000/vmw-x/become_password"))
+    values = environment(LAYOUT, {"LANG": "C.UTF-8"}, PRIVATE / "become_password", PRIVATE)
     assert values["ANSIBLE_BECOME_PASSWORD_FILE"] == "/run/user/1000/vmw-x/become_password"
 
 
 def test_the_callers_own_password_file_is_found_from_any_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    values = environment(LAYOUT, {"LANG": "C.UTF-8", "ANSIBLE_BECOME_PASSWORD_FILE": "password"}, None)
+    values = environment(LAYOUT, {"LANG": "C.UTF-8", "ANSIBLE_BECOME_PASSWORD_FILE": "password"}, None, PRIVATE)
     assert values["ANSIBLE_BECOME_PASSWORD_FILE"] == f"{tmp_path}/password"
 
 

@@ -67,13 +67,14 @@ def own_password_file(base: Mapping[str, str]) -> Path | None:
     return Path(base[PASSWORD_FILE]).expanduser().absolute() if base.get(PASSWORD_FILE) else None
 
 
-def environment(layout: Layout, base: Mapping[str, str], become_password_file: Path | None) -> dict[str, str]:
+def environment(layout: Layout, base: Mapping[str, str], become_password_file: Path | None, private: Path) -> dict[str, str]:
     """Return what is set on top of the caller's environment for ansible-playbook.
 
     Args:
         layout: Where the collection is.
         base: The caller's environment.
         become_password_file: File with the password for sudo, or None when there is none or the caller's own serves.
+        private: The run's private directory.
     """
     values = {
         # The virtual environment need not be activated, and `pipx` and `uv tool` leave ansible-playbook off PATH.
@@ -83,6 +84,9 @@ def environment(layout: Layout, base: Mapping[str, str], become_password_file: P
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_FORCE_COLOR": "0",
         "ANSIBLE_LOCALHOST_WARNING": "0",
+        # Not in the home directory, whose disk a guest may have filled: what stops or removes that guest is run all the same.
+        "ANSIBLE_LOCAL_TEMP": str(private / "ansible"),
+        "ANSIBLE_REMOTE_TEMP": str(private / "ansible"),
     }
     charset = base.get("LC_ALL") or base.get("LC_CTYPE") or base.get("LANG") or ""
     if "utf" not in charset.lower():

@@ -184,7 +184,7 @@ class _Session:
             ident="run",
             playbook=str(self.layout.playbook(self.run.verb)),
             inventory=str(self.layout.inventory),
-            envvars=environment(self.layout, os.environ, password_file),
+            envvars=environment(self.layout, os.environ, password_file, private),
             verbosity=1,
             quiet=True,
             suppress_env_files=True,
