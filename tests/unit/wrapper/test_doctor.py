@@ -456,6 +456,7 @@ def test_the_users_own_libvirt_has_checks_of_its_own() -> None:
         "bridge filter",
         "packet filter",
         "proxy",
+        "other firewalls",
         "avahi",
         "mDNS names",
         "QEMU's access",
@@ -494,3 +495,35 @@ def test_kvm_is_opened_by_the_users_own_qemu(monkeypatch: pytest.MonkeyPatch, tm
     assert look("KVM access", SESSION).status is Status.OK
     monkeypatch.setattr(os, "access", lambda _path, _mode: False)
     assert look("KVM access", SESSION).status is Status.FAIL
+
+
+@pytest.mark.parametrize(
+    ("firewalld", "ufw", "opened", "status", "words"),
+    [
+        ("inactive", "ENABLED=no\n", "[]", Status.OK, "none runs"),
+        ("inactive", "# off\nENABLED=yes\n", '["ufw"]', Status.OK, "ufw lets VMs through"),
+        ("active", "ENABLED=yes\n", '["firewalld", "ufw"]', Status.OK, "firewalld and ufw let VMs through"),
+        ("active", "", '["ufw"]', Status.WARN, "firewalld may keep"),
+        ("inactive", "ENABLED=yes\n", "[]", Status.WARN, "ufw may keep"),
+        ("active", "", "3", Status.WARN, "firewalld may keep"),
+    ],
+)
+def test_other_firewalls(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_program: Callable[[str, str], Path],
+    firewalld: str,
+    ufw: str,
+    opened: str,
+    status: Status,
+    words: str,
+) -> None:
+    fake_program("systemctl", f"echo {firewalld}")
+    (tmp_path / "ufw.conf").write_text(ufw)
+    monkeypatch.setattr(doctor, "UFW_SETTINGS", tmp_path / "ufw.conf")
+    (tmp_path / "proxy").mkdir()
+    (tmp_path / "proxy/settings.json").write_text(f'{{"firewalls": {opened}}}')
+    finding = look("other firewalls", Settings(vmw_state_dir=str(tmp_path)))
+    assert finding.status is status
+    assert words in finding.message
+    assert finding.fix == ("" if status is Status.OK else "vmw host")

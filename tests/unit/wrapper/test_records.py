@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
 from wrapper_support import FakeAnsible
 
 from vmw import cli
@@ -15,6 +14,8 @@ from vmw.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
 
 def test_a_worktree_has_a_vm_or_none(make_vm: Callable[..., Path]) -> None:

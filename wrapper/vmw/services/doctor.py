@@ -73,6 +73,7 @@ class Finding:
     fix: str = ""
 
 
+UFW_SETTINGS = Path("/etc/ufw/ufw.conf")
 PROXY_SOCKET = "vmw-proxy.socket"
 PROXY_LISTENS = re.compile(r"^ListenStream=(.+):(\d+)$", re.MULTILINE)
 """Where the proxy of this user is reached, in its unit as the role proxy writes it."""
@@ -319,6 +320,32 @@ def _check_proxy(settings: Settings) -> Finding:
     return _ok(f"it listens at {told[1]}:{told[2]}")
 
 
+def _check_firewalls(settings: Settings) -> Finding:
+    # Their rules are root's to read, so what the last set-up has opened is compared with what runs now.
+    told = _opened_firewalls(settings)
+    running = [name for name, runs in (("firewalld", _runs_firewalld()), ("ufw", _runs_ufw())) if runs]
+    closed = [name for name in running if name not in told]
+    if closed:
+        return _warn(f"{' and '.join(closed)} may keep VMs from the proxy, their names from you, and NAT from working", HOST)
+    return _ok(f"{' and '.join(running)} {'lets' if len(running) == 1 else 'let'} VMs through" if running else "none runs")
+
+
+def _opened_firewalls(settings: Settings) -> list[str]:
+    """Return the firewalls that the last set-up of the host has let VMs through."""
+    try:
+        return [str(name) for name in json.loads(_read(settings.state_dir / "proxy/settings.json")).get("firewalls", ())]
+    except (ValueError, AttributeError, TypeError):
+        return []
+
+
+def _runs_firewalld() -> bool:
+    return _ask("systemctl", "is-active", "firewalld.service").output == "active"
+
+
+def _runs_ufw() -> bool:
+    return bool(re.search(r"^ENABLED=[\"']?yes", _read(UFW_SETTINGS), re.MULTILINE | re.IGNORECASE))
+
+
 def _check_avahi(_settings: Settings) -> Finding:
     answer = _ask("systemctl", "is-active", "avahi-daemon.service")
     if answer.output == "active":
@@ -519,6 +546,7 @@ CHECKS = (
     Check("bridge filter", _check_bridge_filter, SYSTEM),
     Check("packet filter", _check_packet_filter, SYSTEM),
     Check("proxy", _check_proxy, SYSTEM),
+    Check("other firewalls", _check_firewalls, SYSTEM),
     Check("avahi", _check_avahi, SYSTEM),
     Check("mDNS names", _check_nsswitch, SYSTEM),
     Check("golden image", _check_golden_image),
