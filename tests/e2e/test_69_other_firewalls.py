@@ -1,0 +1,279 @@
+"""The network policies beside the packet filters of other programs: ufw, firewalld and Docker's, each really at work."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from test_66_network import DONE, TIMED_OUT, curl, policy, reached
+from testbed.network import PUBLIC_NAME
+from testbed.person import HOME, PASSWORD_FILE, Person, report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PORT = 8098
+HOST_S = 600
+BRIDGED = "net.bridge.bridge-nf-call-iptables"
+SWITCHES = ("net.ipv4.ip_forward", BRIDGED)
+
+
+@dataclass(frozen=True)
+class Wall:
+    """Another program's packet filter.
+
+    Args:
+        name: What it is called.
+        begin: Shell command, run as root, after which it filters.
+        anew: What has it write its rules anew.
+        end: What has it filter no more.
+        guards_host: Whether it keeps neighbours from the host's own services, as no policy of ours does.
+    """
+
+    name: str
+    begin: str
+    anew: str
+    end: str
+    guards_host: bool = True
+
+
+FIREWALLD = Wall(
+    "firewalld",
+    "systemctl start firewalld.service",
+    "firewall-cmd --reload && firewall-cmd --complete-reload",
+    "systemctl stop firewalld.service",
+)
+UFW = Wall("ufw", "ufw --force enable", "ufw reload", "ufw --force disable")
+DOCKER = Wall(
+    "docker",
+    "systemctl start docker.service",
+    "systemctl reset-failed docker.service; systemctl restart docker.service",
+    "systemctl stop docker.service docker.socket containerd.service",
+    guards_host=False,
+)
+WALLS = (FIREWALLD, UFW, DOCKER)
+"""The set-up of the host comes with the first; ufw, which is off then, is to be let through as well."""
+
+PACKAGES = "firewalld ufw docker.io"
+FILES = "/etc/firewalld /etc/ufw /etc/docker /var/lib/docker"
+
+
+@dataclass(frozen=True)
+class Walled:
+    """The user of a host on which another packet filter is at work."""
+
+    person: Person
+    wall: Wall
+
+
+def lines(person: Person, command: str) -> set[str]:
+    return set(person.root(command).splitlines())
+
+
+def packages(person: Person) -> set[str]:
+    selections = [line.split() for line in lines(person, "dpkg --get-selections")]
+    return {name for name, wanted in selections if wanted == "install"}
+
+
+def host_address(person: Person) -> str:
+    return person.root("ip -4 -o address show dev br0").split()[3].partition("/")[0]
+
+
+def neighbour_reaches(address: str, port: int) -> bool:
+    """Tell whether a neighbour on the LAN, which the build machine is, gets an answer, be it that nobody is there."""
+    with closing(socket.socket()) as stream:
+        stream.settimeout(3)
+        try:
+            stream.connect((address, port))
+        except TimeoutError:
+            return False
+        except OSError as error:
+            return "refused" in str(error)
+        return True
+
+
+def findings(person: Person) -> dict[str, dict[str, str]]:
+    done = person.vmw("doctor", "--json")
+    return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+
+
+def proxied(person: Person) -> bool:
+    """Tell whether the guest reaches an allowed name by the proxy."""
+    command = f"curl -s -o /dev/null --max-time 10 http://{PUBLIC_NAME}/debian-12/SHA512SUMS"
+    return person.vmw("ssh", "feature-x", "--", "bash", "-lc", f"'{command}'").returncode == DONE
+
+
+@pytest.fixture(scope="module")
+def served(feature_x: Person) -> Iterator[Person]:
+    """Give the user with the first VM running, which may reach a name by the proxy, and a web server on the host."""
+    unit = "systemd-run --quiet --collect --unit=e2e-wall --property=WorkingDirectory=/srv"
+    feature_x.root(f"{unit} python3 -m http.server {PORT} --bind ::")
+    assert feature_x.vmw("net", "allow", "feature-x", PUBLIC_NAME).returncode == 0
+    yield feature_x
+    feature_x.root("systemctl stop e2e-wall.service", check=False)
+    feature_x.vmw("net", "forbid", "feature-x", PUBLIC_NAME)
+    policy(feature_x, "internet")
+
+
+@contextmanager
+def rules_taken_away(person: Person) -> Iterator[None]:
+    """Take away afterwards what filters leave in the kernel when they end."""
+    tables = lines(person, "nft list tables")
+    switches = person.root(f"sysctl {' '.join(SWITCHES)}").splitlines()
+    try:
+        yield
+    finally:
+        person.root("; ".join([wall.end for wall in WALLS] + ["ip link delete docker0"]), check=False)
+        for table in lines(person, "nft list tables") - tables:
+            person.root(f"nft delete {table}")
+        person.root("; ".join(f"sysctl -qw '{line.replace(' = ', '=')}'" for line in switches))
+
+
+@pytest.fixture(scope="module")
+def installed(served: Person) -> Iterator[Person]:
+    """Give the user with all of the filters installed and none at work; remove them afterwards."""
+    known = packages(served)
+    apt = "DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends install"
+    try:
+        # Their packages start them.
+        with rules_taken_away(served):
+            served.root('mkdir -p /etc/docker && echo \'{"storage-driver": "vfs"}\' > /etc/docker/daemon.json')
+            served.root(f"apt-get -q update && {apt} {PACKAGES}", timeout=300)
+        yield served
+    finally:
+        new = packages(served) - known
+        if new:
+            served.root(f"DEBIAN_FRONTEND=noninteractive apt-get -qy purge {' '.join(new)}", timeout=300)
+        served.root(f"rm -rf {FILES}")
+
+
+@pytest.fixture(scope="module", params=WALLS, ids=lambda wall: wall.name)
+def walled(request: pytest.FixtureRequest, installed: Person) -> Iterator[Walled]:
+    """Give the user with one of the filters at work."""
+    with rules_taken_away(installed):
+        assert neighbour_reaches(host_address(installed), PORT)
+        installed.root(request.param.begin)
+        yield Walled(installed, request.param)
+
+
+def near(walled: Walled) -> dict[str, str]:
+    """Return what the VM must not reach, by what it is."""
+    return {
+        "the neighbour": f"http://{walled.person.host.network.gateway}/debian-12/SHA512SUMS",
+        "the host": f"http://{host_address(walled.person)}:{PORT}/",
+    }
+
+
+def check_internet(walled: Walled) -> None:
+    """See that the policy `internet` holds, in both directions, and lets through what it should."""
+    person = walled.person
+    far = {
+        "an address": f"{person.host.public_url}/debian-12/SHA512SUMS",
+        "a name": f"http://{PUBLIC_NAME}/debian-12/SHA512SUMS",
+    }
+    # By plain ssh, and so by the mDNS name.
+    assert reached(person, {**far, **near(walled)}) == set(far)
+    assert not neighbour_reaches(person.address("feature-x"), 22)
+
+
+BOX = "172.17.0.9"
+MAKE_BOX = f"""
+ip netns add box
+ip link add box0 type veth peer name eth0 netns box
+ip link set box0 master docker0 up
+ip -n box link set lo up
+ip -n box address add {BOX}/16 dev eth0
+ip -n box link set eth0 up
+ip -n box route add default via 172.17.0.1
+systemd-run --quiet --collect --unit=e2e-box ip netns exec box python3 -m http.server {PORT}
+"""
+"""To Docker's rules a container: these depend on its bridge and its addresses alone."""
+
+
+@pytest.fixture
+def box(walled: Walled) -> Iterator[Person]:
+    """Give the user with something at Docker's bridge that has a web server, and a route to it at the LAN's router."""
+    person = walled.person
+    route = ["ip", "route", "replace", f"{BOX}/32", "via", host_address(person)]
+    if walled.wall is DOCKER:
+        person.root(MAKE_BOX)
+        subprocess.run(route, check=True)
+    yield person
+    if walled.wall is DOCKER:
+        subprocess.run(["ip", "route", "delete", f"{BOX}/32"], check=True)
+        person.root("systemctl stop e2e-box.service; ip netns delete box", check=False)
+
+
+def test_it_is_at_work(walled: Walled, box: Person) -> None:
+    if walled.wall.guards_host:
+        assert not neighbour_reaches(host_address(box), PORT)
+        return
+    assert box.root("iptables -S FORWARD").startswith("-P FORWARD DROP\n")
+    # What Docker keeps closed stays closed: to everybody on the LAN, which the bridge's other ports are.
+    out = f"ip netns exec box curl -s --max-time 5 {box.host.public_url}/debian-12/SHA512SUMS"
+    assert "qcow2" in box.root(out)
+    assert not neighbour_reaches(BOX, PORT)
+    box.root("iptables -I DOCKER-USER -i br0 -j ACCEPT")
+    assert neighbour_reaches(BOX, PORT)
+    box.root(walled.wall.anew)
+    assert not neighbour_reaches(BOX, PORT)
+    # And where bridged frames do come by, Docker lets the VMs' pass because we say so.
+    public = f"{box.host.public_url}/debian-12/SHA512SUMS"
+    box.root(f"sysctl -qw {BRIDGED}=1 && iptables -F DOCKER-USER")
+    try:
+        assert curl(box, public).returncode == TIMED_OUT
+        box.root(walled.wall.anew)
+        assert curl(box, public).returncode == DONE
+        assert findings(box)["bridge filter"]["status"] == "warn"
+    finally:
+        box.root(f"sysctl -qw {BRIDGED}=0")
+
+
+def test_the_set_up_lets_vms_through_to_the_proxy(walled: Walled) -> None:
+    person = walled.person
+    policy(person, "allowlist")
+    if walled.wall is FIREWALLD:
+        assert not proxied(person)
+        assert not person.lookup("feature-x")
+        found = findings(person)["other firewalls"]
+        assert (found["status"], found["fix"]) == ("warn", f"{HOME}/vmw/vmw host"), found
+        assert "firewalld" in found["message"]
+        done = person.vmw("host", env=PASSWORD_FILE, timeout=HOST_S)
+        assert done.returncode == 0, report(done)
+    assert proxied(person)
+    now = findings(person)
+    assert {now[name]["status"] for name in ("other firewalls", "packet filter", "bridge filter", "proxy")} == {"ok"}, now
+    policy(person, "internet")
+
+
+def test_policies_change_at_once(walled: Walled) -> None:
+    person = walled.person
+    policy(person, "offline")
+    assert curl(person, f"{person.host.public_url}/debian-12/SHA512SUMS").returncode == TIMED_OUT
+    policy(person, "open")
+    # What the host's own services say is the other's business then.
+    assert "the neighbour" in reached(person, near(walled))
+    assert neighbour_reaches(person.address("feature-x"), 22)
+    policy(person, "internet")
+    check_internet(walled)
+
+
+def test_the_policy_holds_when_the_other_writes_its_rules_anew_and_when_it_ends(walled: Walled) -> None:
+    person = walled.person
+    person.root(walled.wall.anew)
+    check_internet(walled)
+    assert findings(person)["packet filter"]["status"] == "ok"
+    if walled.wall is UFW:
+        # Without the rule of the set-up: that is what it is for.
+        policy(person, "allowlist")
+        assert proxied(person)
+        person.root("ufw --force reset && ufw --force enable")
+        assert not proxied(person)
+        policy(person, "internet")
+    person.root(walled.wall.end)
+    check_internet(walled)
