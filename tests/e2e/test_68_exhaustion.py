@@ -143,10 +143,12 @@ def fill(person: Person) -> None:
 
     Its own disk is there as well, so it may stop in the middle of that.
     """
+    # What an earlier one still writes, or has not let go of, would be room later.
+    assert person.ssh(NAME, "pkill -f '[o]f=repo/hoard'; rm -f repo/hoard* dd.log; sync").returncode == 0
     used, _ = sizes(person)
     person.root(f"mount -o remount,size={used + LEFT_MIB}M {SMALL}")
     write = "dd if=/dev/zero of=repo/hoard bs=1M; dd if=/dev/zero of=repo/hoard2 bs=4096"
-    done = person.ssh(NAME, f"rm -f repo/hoard* dd.log; ({write}) >dd.log 2>&1 </dev/null &")
+    done = person.ssh(NAME, f"({write}) >dd.log 2>&1 </dev/null &")
     assert done.returncode == 0, report(done)
     deadline = time.monotonic() + 60
     while sizes(person)[1] > NEARLY and states(person)[NAME] != "paused":
