@@ -1,10 +1,12 @@
-"""What guests see follows their profile: by the real program, with a stand-in of inotifywait."""
+"""What guests see follows their profile: by the real program, with a stand-in of inotifywait, and with the real one."""
 
 from __future__ import annotations
 
 import configparser
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -90,21 +92,20 @@ def test_one_that_cannot_be_brought_up_to_date_does_not_keep_the_others(state: P
 
 def test_links_are_followed_to_where_the_edits_are(state: Path, tmp_path: Path) -> None:
     always = {str(state), f"{state}/proxy", f"{state}/secrets"}
-    assert set(follow.places(state)) == always
-    make_vm(state, "one")
-    make_vm(state, "two", "work")
+    (state / "secrets/secrets.env").symlink_to("default/secrets.env")
     assert set(follow.places(state)) == {*always, f"{state}/secrets/default", f"{state}/secrets/work"}
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (state / "secrets/work/secrets.env").symlink_to(elsewhere / "keys")
     (state / "secrets/default").rmdir()
     assert set(follow.places(state)) == {*always, f"{state}/secrets/work", str(elsewhere)}
+    (elsewhere / "keys").symlink_to("keys")
+    assert set(follow.places(state)) == {*always, f"{state}/secrets/work", str(elsewhere)}
 
 
-def test_another_directory_in_the_place_of_one_is_not_the_same(state: Path) -> None:
-    make_vm(state, "one")
+def test_another_directory_in_the_place_of_one_is_not_the_same(state: Path, tmp_path: Path) -> None:
     before = follow.places(state)
-    (state / "secrets/default").rename(state / "secrets/old")
+    (state / "secrets/default").rename(tmp_path / "old")
     (state / "secrets/default").mkdir()
     after = follow.places(state)
     assert list(after) == list(before)
@@ -127,29 +128,72 @@ def test_the_program_follows_edits_new_profiles_and_the_proxys_place(state: Path
         until(lambda: "ANTHROPIC_API_KEY" in seen(copy))
         with fifo.open("w") as events:
 
-            def happens() -> None:
-                events.write("secrets.env\n")
+            def watched() -> list[set[str]]:
+                return [set(line.partition(" -- ")[2].split()) for line in told.read_text().splitlines()]
+
+            def happens(path: Path) -> None:
+                # The real one tells of nothing else.
+                assert str(path.parent) in watched()[-1]
+                events.write(f"{path.name}\n")
                 events.flush()
 
             profile.write_text("ANTHROPIC_API_KEY=planted\nTOKEN=planted\n")
-            happens()
+            happens(profile)
             until(lambda: "TOKEN" in seen(copy))
             (state / "proxy/settings.json").write_text('{"schema": 1, "address": "10.0.0.2", "port": 1}')
-            happens()
+            happens(state / "proxy/settings.json")
             until(lambda: seen(copy)["ANTHROPIC_BASE_URL"] == "http://10.0.0.2:1/anthropic")
-            # Another VM, whose profile is watched from then on.
-            second = make_vm(state, "two", "work")
-            (state / "secrets/work/secrets.env").write_text("TOKEN=planted\n")
-            happens()
+            # Another VM, of which nothing is told, with a profile that was there.
+            second, other = make_vm(state, "two", "work"), state / "secrets/work/secrets.env"
+            other.write_text("TOKEN=planted\n")
+            happens(other)
             until(lambda: "TOKEN" in seen(second))
-            until(lambda: len(told.read_text().splitlines()) == 2)
+            # Another profile, which is watched from then on.
+            third, new = make_vm(state, "three", "new"), state / "secrets/new/secrets.env"
+            new.parent.mkdir()
+            happens(new.parent)
+            until(lambda: len(watched()) == 2)
+            new.write_text("TOKEN=planted\n")
+            happens(new)
+            until(lambda: "TOKEN" in seen(third))
         assert process.stderr is not None
         errors = process.stderr.read()
         assert process.wait(timeout=WAIT_S) == 1
     assert errors == "inotifywait has ended\n"
-    first, after = (line.partition(" -- ")[2].split() for line in told.read_text().splitlines())
-    assert set(after) - set(first) == {f"{state}/secrets/work"}
+    first, after = watched()
+    assert after - first == {f"{state}/secrets/new"}
     assert "planted" not in told.read_text()
+
+
+@pytest.mark.skipif(not shutil.which("inotifywait"), reason="asks inotifywait")
+def test_the_edits_of_a_vm_that_comes_later_are_followed(state: Path) -> None:
+    first, second = make_vm(state, "one"), state / "instances/two/guest-secrets/secrets.env"
+    (state / "secrets/default/secrets.env").write_text("TOKEN=1\n")
+    argv = [sys.executable, "-I", "-B", str(FILES / "vmw-keys"), "--state-dir", str(state)]
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            # Twice inotifywait speaks before it tells of an edit, and what comes before it watches it never tells.
+            for value in ("2", "3", "4"):
+
+                def edited(value: str = value) -> bool:
+                    (state / "secrets/default/secrets.env").write_text(f"TOKEN={value}\n")
+                    time.sleep(0.1)
+                    return seen(first) == {"TOKEN": value}
+
+                until(edited)
+            # Of the new VM nothing is told, until its profile is edited.
+            make_vm(state, "two", "work")
+            partial = state / "secrets/work/.partial"
+            partial.write_text("TOKEN=w\n")
+            partial.rename(state / "secrets/work/secrets.env")
+            until(lambda: seen(second) == {"TOKEN": "w"})
+            # A profile that comes later, too.
+            third, profile = make_vm(state, "three", "new"), state / "secrets/new"
+            profile.mkdir()
+            (profile / "secrets.env").write_text("TOKEN=n\n")
+            until(lambda: seen(third) == {"TOKEN": "n"})
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_the_unit_goes_on_while_it_is_wanted_and_no_longer() -> None:

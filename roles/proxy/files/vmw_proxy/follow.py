@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,15 +42,18 @@ def profile_file(state: Path, vm: records.Vm) -> Path:
 def places(state: Path) -> dict[str, int]:
     """Return the directories in which something may change, each with its inode, as another may come in its place.
 
+    All profiles are among them, those without a VM too: nothing is seen here of a VM that comes later.
+
     Args:
         state: vmw's directory on the host. Links of the user's own may lead elsewhere from there.
     """
-    files = [profile_file(state, vm) for vm in proxied(state)]
+    files = [profile / key_proxy.GUEST_FILE for profile in (state / "secrets").glob("*") if profile.is_dir()]
     wanted = {
         state,
         state / "proxy",
         state / "secrets",
-        *(path for file in files for path in (file.parent, file.resolve().parent)),
+        # Unlike Path.resolve, this takes links that lead nowhere but to themselves.
+        *(path for file in files for path in (file.parent, Path(os.path.realpath(file)).parent)),
     }
     return {str(path): path.stat().st_ino for path in sorted({each.resolve() for each in wanted}) if path.is_dir()}
 
