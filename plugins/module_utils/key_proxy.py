@@ -36,9 +36,12 @@ GUEST_FILE_MODE = 0o600
 FOLLOWER = "vmw-keys.service"
 """The user's unit that brings the guests' files up to date with each edit of their profile's; the role ``proxy`` makes it."""
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+_BLANKS = " \t"
 # What a header takes, without blanks: a key that has one is a mistake in the file.
 _USABLE = re.compile(r"[\x21-\x7e]+")
+# A shorter value may be part of a line by chance.
+_TELLING_LENGTH = 8
 
 
 @dataclass(frozen=True)
@@ -71,21 +74,54 @@ KEYS = (
 
 
 def parse(text: str) -> dict[str, str]:
-    """Read ``secrets.env`` as pam_env reads it in a guest: see `_parse_env_file` of Linux-PAM.
+    """Read ``secrets.env`` as pam_env reads it in a guest: see `_parse_env_file` of Linux-PAM 1.5.2.
 
-    A line is ``KEY=value``, perhaps after ``export``; ``#`` cuts off the rest of it, and quotes around the value are dropped.
-    Everything else stays as it is. Lines of another form are passed over.
+    A line is ``KEY=value``, perhaps after ``export``; a name alone takes the variable away again. ``#`` cuts off the rest of
+    a line, a backslash at its end joins the next one, and quotes around the value are dropped. Everything else stays as it
+    is. Lines of another form are passed over.
+
+    Blanks and a carriage return at a value's end are dropped on purpose, though pam_env keeps them: no key has them, and they
+    come with a comment behind the value or with another system's editor.
     """
-    return {name: value for name, value, _ in _rows(text)}
+    variables: dict[str, str] = {}
+    for name, value, _ in _rows(text):
+        if value is None:
+            variables.pop(name, None)
+        else:
+            variables[name] = value
+    return variables
 
 
-def _rows(text: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the variables of a file: name, value, and the line as it stands there, but for its comment."""
+def _rows(text: str) -> Iterator[tuple[str, str | None, str]]:
+    """Yield what a file sets: name, value (none where the variable is taken away), and the line without its comment."""
+    for line in _lines(text):
+        name, equals, value = line.lstrip(_BLANKS).removeprefix("export ").partition("=")
+        if _NAME.fullmatch(name):
+            yield name, _unquoted(value.rstrip(f"{_BLANKS}\r")) if equals else None, line
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yield the lines of a file, each whole and without its comment: see `_assemble_line` of Linux-PAM 1.5.2.
+
+    One that the file's end cuts off is none.
+    """
+    begun = ""
     for row in text.split("\n"):
-        line = row.partition("#")[0]
-        name, equals, value = line.strip().removeprefix("export ").lstrip().partition("=")
-        if equals and _NAME.fullmatch(name):
-            yield name, _unquoted(value), line
+        content, comment, _ = row.partition("#")
+        if not content.strip(_BLANKS):
+            # Such rows are passed over between two that are joined, too.
+            continue
+        shortened = content.rstrip(_BLANKS)
+        if shortened.endswith("\\") and not comment:
+            begun += shortened[:-1]
+        else:
+            yield begun + content
+            begun = ""
+
+
+def _standing(line: str) -> str:
+    """Return a line as it can stand in a file: one that a comment kept from joining the next one needs one again."""
+    return f"{line}#" if line.rstrip(_BLANKS).endswith("\\") else line
 
 
 def _unquoted(value: str) -> str:
@@ -153,12 +189,14 @@ class Shown:
         readable: The variables with a value that it can read, as the proxy has no API for them.
         unusable: The keys that it gets in no way, as no header can carry them.
         no_address: The variables that name an address to which the proxy can send nothing.
+        withheld: The other variables that it does not get, as a key that stays on the host stands in a line of theirs.
     """
 
     text: str
     readable: tuple[str, ...]
     unusable: tuple[str, ...]
     no_address: tuple[str, ...]
+    withheld: tuple[str, ...]
 
 
 def guest_secrets(text: str, name: str, place: str) -> Shown:
@@ -187,13 +225,24 @@ def guest_secrets(text: str, name: str, place: str) -> Shown:
         lines += [f"{variable}=http://{place}{path}"]
         address = own_address(secrets, api)
         no_address += [variable] if address and not is_address(address) else []
-    lines += [line for variable, _, line in _rows(text) if variable not in hidden]
+    passed = [(variable, line) for variable, _, line in _rows(text) if variable not in hidden]
+    values = _telling_values(text)
+    withheld = tuple(dict.fromkeys(variable for variable, line in passed if any(value in line for value in values)))
+    hidden.update(withheld)
+    lines += [_standing(line) for variable, line in passed if variable not in hidden]
     return Shown(
         "\n".join(lines) + "\n",
         tuple(variable for variable, value in secrets.items() if value and variable not in hidden),
         tuple(variable for variable in secrets if variable in unusable),
         tuple(no_address),
+        withheld,
     )
+
+
+def _telling_values(text: str) -> set[str]:
+    """Return the values of keys, those of before too, that no line for a guest may have in it."""
+    variables = {key.variable for key in KEYS}
+    return {value for name, value, _ in _rows(text) if name in variables and value and len(value) >= _TELLING_LENGTH}
 
 
 class NoProxyError(Exception):

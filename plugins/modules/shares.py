@@ -172,6 +172,8 @@ def hide_keys(module: AnsibleModule, instance: Instance, files: InstanceFiles) -
         module.warn(f"{name} reads {', '.join(shown.readable)} itself: the proxy has no API for that")
     if shown.unusable:
         module.warn(f"{name} does not get {', '.join(shown.unusable)}: a key has no blanks and only letters of ASCII")
+    if shown.withheld:
+        module.warn(f"{name} does not get {', '.join(shown.withheld)}: the value of a key that stays on the host stands in it")
     if shown.no_address:
         module.warn(f"the proxy refuses what {name} asks for: {', '.join(shown.no_address)} is no http:// or https:// address")
 

@@ -23,7 +23,8 @@ ANTHROPIC_BASE_URL=https://gateway.example
         ("K=v", "v"),
         ("  K=v  ", "v"),
         ("export K=v", "v"),
-        ("export   K=v", "v"),
+        ("\t export K=v", "v"),
+        ("export K=\u00a0v\u3000", "\u00a0v\u3000"),
         ("K=a=b", "a=b"),
         ("K=v # mine", "v"),
         ("K=v#mine", "v"),
@@ -35,15 +36,38 @@ ANTHROPIC_BASE_URL=https://gateway.example
         ("K=", ""),
         ("K=1\r\nL=2", "1"),
         ("K=1\nK=2", "2"),
+        ("K=1\nK\nK=3", "3"),
+        ("K=1\nK # mine", "1"),
+        ("K=1\nexport  K=2", "1"),
+        ("K=a\\\nb==", "ab=="),
+        ("K=a\\ \t\n  b", "a  b"),
+        ("K\\\n=\\\nv", "v"),
+        ("\\\nK=v", "v"),
+        ("exp\\\nort K=v", "v"),
+        ("K=a\\\n\n# mine \\\n  # mine\nb", "ab"),
+        ("K=a\\\nb # mine \\\nL=w", "ab"),
+        ("K=a\\\\\nb", r"a\b"),
+        ("K=a\\ # mine\nL=w", "a\\"),
+        ("K=a\\\r\nL=w", "a\\"),
+        ("# mine \\\nK=v", "v"),
+        ("K=v\nL=\\", "v"),
+        ("K=v\nK=w\\\n", "v"),
     ],
 )
 def test_lines_are_read_as_in_a_guest(line: str, value: str) -> None:
     assert key_proxy.parse(line)["K"] == value
 
 
-@pytest.mark.parametrize("line", ["", "#K=v", "K", "K v", "K =v", "1K=v", "=v", "export", "expor K=v", "K-L=v"])
+@pytest.mark.parametrize(
+    "line", ["", "#K=v", "K", "K v", "K =v", "=v", "export", "expor K=v", "K-L=v", "\u00a0K=v", "\x0cK=v", "\u00c4=v"]
+)
 def test_other_lines_are_passed_over(line: str) -> None:
     assert key_proxy.parse(f"{line}\nL=w\n") == {"L": "w"}
+
+
+@pytest.mark.parametrize("text", ["K=v\nK", "K=v\n  export K", "K=v\nK#mine", "K=v\nK=w\nK"])
+def test_a_name_alone_takes_a_variable_away(text: str) -> None:
+    assert key_proxy.parse(f"{text}\n1L=w\n") == {"1L": "w"}
 
 
 def test_only_a_line_feed_ends_a_line() -> None:
@@ -88,6 +112,71 @@ def test_other_variables_are_shown_as_they_stand_there() -> None:
     assert "sk-" not in shown.text
     names = [row.strip().removeprefix("export ").partition("=")[0] for row in rows]
     assert shown.readable == tuple(dict.fromkeys(name for name in [*names, "HASH"] if name != "EMPTY"))
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("ANTHROPIC_API_KEY=\\\nX=sk-REAL\n", {}),
+        ("ANTHROPIC_\\\nAPI_KEY=sk-REAL\n", {}),
+        ("ANTHROPIC_API_KEY=sk-aaa\\\nREAL==\n", {}),
+        ("ANTHROPIC_API_KEY=sk-aaa\\\n# mine\n\nREAL=\nFOO=1", {"FOO": "1"}),
+        ("\\\n  export ANTHROPIC_API_KEY=sk-REAL\nFOO=1", {"FOO": "1"}),
+        ("FOO=1\\ # mine\nANTHROPIC_API_KEY=sk-REAL\n", {"FOO": "1\\"}),
+        ("FOO=1\\\nANTHROPIC_API_KEY=2\nANTHROPIC_API_KEY=sk-REAL", {"FOO": "1ANTHROPIC_API_KEY=2"}),
+        ("ANTHROPIC_API_KEY=k\nANTHROPIC_API_KEY=sk-REAL\\\n", {}),
+    ],
+)
+def test_no_part_of_a_key_that_is_joined_is_shown(text: str, others: dict[str, str]) -> None:
+    shown = key_proxy.guest_secrets(text, "vm", PLACE)
+    keys = {"ANTHROPIC_API_KEY": "vmw-vm", "ANTHROPIC_BASE_URL": f"http://{PLACE}/anthropic"}
+    assert key_proxy.parse(shown.text) == {**keys, **others}
+    assert "REAL" not in shown.text
+    assert shown.readable == tuple(others)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("FOO=a\\\n  b", "FOO=a  b"),
+        ("FOO=a\\ \n# mine\nb # mine", "FOO=ab "),
+        ("FOO=1\\ # mine", "FOO=1\\ #"),
+        ("FOO=1\\# mine \\", "FOO=1\\#"),
+        ("FOO=a\\\\\nb", r"FOO=a\b"),
+    ],
+)
+def test_a_line_for_a_guest_is_whole_and_joins_no_other(text: str, line: str) -> None:
+    shown = key_proxy.guest_secrets(f"{text}\nBAR=2\n", "vm", PLACE)
+    assert shown.text.splitlines()[-2:] == [line, "BAR=2"]
+    assert key_proxy.parse(shown.text) == key_proxy.parse(f"{text}\nBAR=2\n")
+    assert shown.readable == ("FOO", "BAR")
+
+
+def test_a_variable_that_is_taken_away_is_so_in_a_guest() -> None:
+    shown = key_proxy.guest_secrets("FOO=1\nOPENAI_API_KEY=sk-real\nOPENAI_API_KEY\nexport FOO\nLANG\n", "vm", PLACE)
+    assert shown.text.splitlines()[2:] == ["FOO=1", "export FOO", "LANG"]
+    assert key_proxy.parse(shown.text) == {}
+    assert (shown.readable, shown.unusable, shown.withheld) == ((), (), ())
+
+
+def test_the_value_of_a_key_is_withheld_under_any_name() -> None:
+    rows = [
+        "COPY=12345678",
+        "export URL='https://12345678@gateway.example'",
+        "JOINED=1234\\\n5678",
+        "OLD=older-key-x",
+        "BLANK=with blank",
+        "TWICE=fine",
+        "TWICE=12345678",
+        "PART=1234567",
+        "SHORT=a1234b",
+    ]
+    keys = "ANTHROPIC_API_KEY=older-key\nANTHROPIC_API_KEY=12345678\nANTHROPIC_AUTH_TOKEN=1234\nOPENAI_API_KEY=with blank\n"
+    shown = key_proxy.guest_secrets(keys + "\n".join(rows), "vm", PLACE)
+    assert shown.text.splitlines()[-2:] == ["PART=1234567", "SHORT=a1234b"]
+    assert shown.withheld == ("COPY", "URL", "JOINED", "OLD", "BLANK", "TWICE")
+    assert (shown.readable, shown.unusable) == (("PART", "SHORT"), ("OPENAI_API_KEY",))
+    assert not [word for word in ("12345678", "older-key", "with blank", "TWICE") if word in shown.text]
 
 
 def test_nothing_leads_to_the_proxy_without_a_key() -> None:

@@ -191,6 +191,10 @@ def proxied(tmp_path: Path) -> tuple[Instance, InstanceFiles]:
         ("GITHUB_TOKEN=ghp\nB=1\n", ["{} reads GITHUB_TOKEN, B itself: the proxy has no API for that"]),
         ("OPENAI_API_KEY=planted b\n", ["{} does not get OPENAI_API_KEY: a key has no blanks and only letters of ASCII"]),
         (
+            "OPENAI_API_KEY=planted-key\nCOPY=planted-key\n",
+            ["{} does not get COPY: the value of a key that stays on the host stands in it"],
+        ),
+        (
             "OPENAI_API_KEY=planted\nOPENAI_BASE_URL=ftp://h\n",
             ["the proxy refuses what {} asks for: OPENAI_BASE_URL is no http:// or https:// address"],
         ),
