@@ -51,7 +51,8 @@ FIREWALLD = Wall(
 UFW = Wall("ufw", "ufw --force enable", "ufw reload", "ufw --force disable")
 DOCKER = Wall(
     "docker",
-    "systemctl start docker.service",
+    # It drops what it does not know only where it has switched forwarding on itself, and libvirt may have done so before.
+    "sysctl -qw net.ipv4.ip_forward=0 && systemctl start docker.service",
     "systemctl reset-failed docker.service; systemctl restart docker.service",
     "systemctl stop docker.service docker.socket containerd.service",
     guards_host=False,
