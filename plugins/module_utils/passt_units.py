@@ -38,6 +38,15 @@ POLL_SECONDS = 0.1
 WANTS = "sockets.target.wants"
 
 
+def lacking_options(told: str) -> list[str]:
+    """Return which of the options that we need a passt has not.
+
+    Args:
+        told: What it says of itself with ``--help``; empty for one that is missing.
+    """
+    return [option for option in NEEDED_OPTIONS if option not in told]
+
+
 def unit_names(name: str) -> tuple[str, str]:
     """Return the names of a VM's socket and of the template of its service, of which each connection makes one."""
     return f"vmw-{name}-net.socket", f"vmw-{name}-net@.service"

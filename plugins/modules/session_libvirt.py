@@ -46,7 +46,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
-from ansible_collections.vmw.worktree.plugins.module_utils.passt_units import NEEDED_OPTIONS, PASST
+from ansible_collections.vmw.worktree.plugins.module_utils.passt_units import PASST, lacking_options
 from ansible_collections.vmw.worktree.plugins.module_utils.session import (
     DAEMON_UNIT,
     DAEMONS,
@@ -75,8 +75,7 @@ def check_passt() -> None:
     Raises:
         VmwError: It is missing, or too old.
     """
-    options = command(PASST, "--help")
-    lacking = [option for option in NEEDED_OPTIONS if option not in options]
+    lacking = lacking_options(command(PASST, "--help"))
     if lacking:
         message = f"{PASST} is too old: it lacks {' and '.join(lacking)}"
         raise VmwError(message, "qemu:///session takes a passt of 2024-11-21 or later, as Debian 13's", "host_not_ready")

@@ -182,8 +182,7 @@ def _look_at_session_libvirt(settings: Settings) -> Finding:
 
 
 def _check_passt(_settings: Settings) -> Finding:
-    options = _ask(passt_units.PASST, "--help").output
-    lacking = [option for option in passt_units.NEEDED_OPTIONS if option not in options]
+    lacking = passt_units.lacking_options(_ask(passt_units.PASST, "--help").output)
     if lacking:
         return _fail(f"passt is missing or too old: no {' and no '.join(lacking)}", HOST)
     return _ok("it is the VMs' network; they reach what you reach, your LAN too, but not this host's loopback")
