@@ -148,7 +148,8 @@ def fill(person: Person) -> None:
     used, _ = sizes(person)
     person.root(f"mount -o remount,size={used + LEFT_MIB}M {SMALL}")
     write = "dd if=/dev/zero of=repo/hoard bs=1M; dd if=/dev/zero of=repo/hoard2 bs=4096"
-    done = person.ssh(NAME, f"({write}) >dd.log 2>&1 </dev/null &")
+    # A moment later, as a guest that has to stop does not answer.
+    done = person.ssh(NAME, f"(sleep 2; {write}) >dd.log 2>&1 </dev/null &")
     assert done.returncode == 0, report(done)
     deadline = time.monotonic() + 60
     while sizes(person)[1] > NEARLY and states(person)[NAME] != "paused":
@@ -217,9 +218,11 @@ def test_a_full_disk_keeps_no_vm_from_being_cut_off(hoarder: Person) -> None:
 
 
 def test_a_vm_whose_disk_has_no_room_waits_and_goes_on(hoarder: Person) -> None:
-    hoarder.ssh(NAME, "(sleep 5; dd if=/dev/zero of=own bs=1M count=200 oflag=direct) >/dev/null 2>&1 </dev/null &")
+    # It writes to its own disk once there is no room: a guest that stopped before could not be told to fill the share.
+    grow = "until grep 'No space left' dd.log; do sleep 0.5; done; dd if=/dev/zero of=own bs=1M count=200 oflag=direct"
+    assert hoarder.ssh(NAME, f"rm -f dd.log; ({grow}) >/dev/null 2>&1 </dev/null &").returncode == 0
     fill(hoarder)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while states(hoarder)[NAME] != "paused":
         assert time.monotonic() < deadline
         time.sleep(0.5)
