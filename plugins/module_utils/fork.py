@@ -49,6 +49,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
 from ansible_collections.vmw.worktree.plugins.module_utils.save_image import change_xml
 from ansible_collections.vmw.worktree.plugins.module_utils.state import read_exactly, write_json
 from ansible_collections.vmw.worktree.plugins.module_utils.template import Template, parts, template_for
+from ansible_collections.vmw.worktree.plugins.module_utils.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,22 +161,24 @@ def begin(files: InstanceFiles, instance: Instance, template: Template) -> None:
 
 def _load(files: InstanceFiles, instance: Instance, template: Template) -> None:
     """Load a template's memory into a VM, and write down how that ended."""
-    began = time.monotonic()
     try:
-        connection = connect(instance.libvirt_uri)
-        itself = Fork(instance.name, instance.uuid, str(files.record), str(files.disk), str(files.console))
-        files.memory.unlink(missing_ok=True)
-        copy_file(files.memory, parts(template.directory).memory)
-        _restore(connection, files.memory, itself, template)
-        loaded = time.monotonic()
-        # Somebody may have given up on the VM meanwhile.
-        files.load()
-        set_apart(files, instance, find_own_domain(connection, files.name, str(files.record)))
+        with turn(files.state, instance.virt_type):
+            began = time.monotonic()
+            connection = connect(instance.libvirt_uri)
+            itself = Fork(instance.name, instance.uuid, str(files.record), str(files.disk), str(files.console))
+            files.memory.unlink(missing_ok=True)
+            copy_file(files.memory, parts(template.directory).memory)
+            _restore(connection, files.memory, itself, template)
+            loaded = time.monotonic()
+            # Somebody may have given up on the VM meanwhile.
+            files.load()
+            set_apart(files, instance, find_own_domain(connection, files.name, str(files.record)))
+            apart = time.monotonic()
     except Exception as error:  # noqa: BLE001 - whatever it is, the VM starts cold, and says why
         write_progress(files, Progress(FAILED, str(error)))
         end(files, instance)
     else:
-        write_progress(files, Progress(LOADED, seconds=loaded - began, apart_seconds=time.monotonic() - loaded))
+        write_progress(files, Progress(LOADED, seconds=loaded - began, apart_seconds=apart - loaded))
     finally:
         files.memory.unlink(missing_ok=True)
 

@@ -128,8 +128,9 @@ class Instance:
         return dataclasses.asdict(self)
 
 
-START_LOCK_SECONDS = 300.0
-"""How long to wait for another start of the same VM: more than an emulated fork may take, see ``IDENTITY_SECONDS``."""
+START_LOCK_SECONDS = 1200.0
+"""How long to wait for another start of the same VM: more than an emulated fork may take with its turn, see ``IDENTITY_SECONDS``
+and ``WAIT_SECONDS``."""
 
 RENDERED = "vmw-identity"
 """Name of the file in the seed that has the user data as the golden image's own program reads it."""

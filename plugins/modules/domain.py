@@ -95,6 +95,7 @@ timings:
   elements: dict
 """
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -121,6 +122,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.readiness import Guest
 from ansible_collections.vmw.worktree.plugins.module_utils.state import qemu_label, qemu_peer, write_file
+from ansible_collections.vmw.worktree.plugins.module_utils.turns import turn
 
 try:
     import libvirt
@@ -172,17 +174,29 @@ def check_loaded(progress: fork.Progress, domain: Any) -> None:  # noqa: ANN401
         raise VmwError(progress.reason or "it was interrupted")
 
 
-def start(files: InstanceFiles, instance: Instance, connection: Any, shares: list[Share], clock: Clock) -> tuple[str, str]:  # noqa: ANN401
-    """Have the defined VM run.
+def start(
+    files: InstanceFiles,
+    connection: Any,  # noqa: ANN401
+    shares: list[Share],
+    clock: Clock,
+    turns: contextlib.ExitStack,
+) -> tuple[str, str]:
+    """Have the defined VM run; ``turns`` keeps its turn at starting, until it is closed.
 
     Returns:
         How it was started, and why it is no fork when it was to be one.
     """
-    record = str(files.record)
+    instance, record = files.load(), str(files.record)
     domain = find_own_domain(connection, files.name, record)
     progress, reason = fork.read_progress(files), ""
-    if progress and not fork.adopt(files):
+    forked = progress is not None and not fork.adopt(files)
+    if forked:
         clock.note("wait for the restore")
+    elif is_running(domain):
+        return "none", ""
+    turns.enter_context(turn(files.state, instance.virt_type))
+    clock.note("wait for a turn")
+    if progress and forked:
         try:
             check_loaded(progress, domain)
             clock.add("restore, in the background", progress.seconds)
@@ -196,8 +210,6 @@ def start(files: InstanceFiles, instance: Instance, connection: Any, shares: lis
             domain = find_own_domain(connection, files.name, record)
         else:
             return "warm", ""
-    if is_running(domain):
-        return "none", ""
     suspended = has_saved_memory(domain)
     if suspended:
         name_card(instance, domain)
@@ -237,6 +249,18 @@ def boot_phases(domain: Any, clock: Clock) -> None:  # noqa: ANN401
         clock.add("userspace", finished - userspace)
 
 
+def await_guest(guest: Guest, clock: Clock, mountpoints: list[str]) -> str:
+    """Wait until a guest can be used, and return its address. A fork mounts its shares before it says that it is done."""
+    guest.address()
+    clock.note("network")
+    address = guest.ssh()
+    clock.note("ssh")
+    if mountpoints:
+        guest.shares(mountpoints)
+        clock.note("shares")
+    return address
+
+
 def running(module: AnsibleModule) -> dict[str, Any]:
     """Define the VM, start it and wait."""
     files = files_of(module.params["state_dir"], module.params["name"])
@@ -264,31 +288,25 @@ def running(module: AnsibleModule) -> dict[str, Any]:
     if module.check_mode:
         return {"changed": before != xml or not is_running(domain), "start": "none", "timings": [], **result}
     write_file(files.domain, xml, 0o600)
-    # Waits for a template's memory that is being loaded, and for another spawn of the same VM.
-    with files.start_lock():
-        files.load()
-        connection.defineXML(xml)
-        how, reason = start(files, instance, connection, shares, clock)
-    if reason:
-        module.warn(f"{files.name} could not be forked of the template, and is started cold: {reason}")
-    if how == "none":
-        running_xml = find_own_domain(connection, files.name, str(files.record)).XMLDesc()
-        if warning := packet_filter.card_warning(instance, running_xml):
-            module.warn(warning)
-    told = {**instance.as_dict(), "start": how, "state": "running"}
-    result["changed"] = before != xml or how != "none"
-    if module.params["wait"]:
-        guest = Guest(files, instance, connection, module.params["timeout"])
-        guest.address()
-        clock.note("network")
-        told["address"] = result["address"] = guest.ssh()
-        clock.note("ssh")
-        if how != "warm":
-            # A fork mounts them before it says that it is done.
-            guest.shares(module.params["mountpoints"])
-            clock.note("shares")
-        if module.params["timings"] and how == "cold":
-            boot_phases(find_own_domain(connection, files.name, str(files.record)), clock)
+    with contextlib.ExitStack() as turns:
+        # Waits for a template's memory that is being loaded, and for another spawn of the same VM.
+        with files.start_lock():
+            files.load()
+            connection.defineXML(xml)
+            how, reason = start(files, connection, shares, clock, turns)
+        if reason:
+            module.warn(f"{files.name} could not be forked of the template, and is started cold: {reason}")
+        if how == "none":
+            running_xml = find_own_domain(connection, files.name, str(files.record)).XMLDesc()
+            if warning := packet_filter.card_warning(instance, running_xml):
+                module.warn(warning)
+        told = {**instance.as_dict(), "start": how, "state": "running"}
+        result["changed"] = before != xml or how != "none"
+        if module.params["wait"]:
+            guest = Guest(files, instance, connection, module.params["timeout"])
+            told["address"] = result["address"] = await_guest(guest, clock, module.params["mountpoints"] if how != "warm" else [])
+            if module.params["timings"] and how == "cold":
+                boot_phases(find_own_domain(connection, files.name, str(files.record)), clock)
     return {"start": how, "instance": told, "timings": clock.phases, **result}
 
 

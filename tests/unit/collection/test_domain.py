@@ -130,7 +130,9 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def start(files: InstanceFiles, domain: Domain, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[str, str], list[str]]:
     monkeypatch.setattr(module, "find_own_domain", lambda *_arguments: domain)
     clock = Clock()
-    return module.start(files, record(), object(), [], clock), [phase["phase"] for phase in clock.phases]
+    with contextlib.ExitStack() as turns:
+        how = module.start(files, object(), [], clock, turns)
+    return how, [phase["phase"] for phase in clock.phases]
 
 
 def test_a_vm_that_runs_is_left_alone(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +149,7 @@ def test_a_cold_start_has_a_console_log_of_its_own(
     how, phases = start(files, domain, monkeypatch)
     assert how == ("cold", "")
     assert domain.active
-    assert phases == ["QEMU start"]
+    assert phases == ["wait for a turn", "QEMU start"]
     assert files.console.read_text() == ""
     assert files.console.stat().st_mode & 0o777 == 0o600
 
@@ -174,6 +176,7 @@ def test_a_loaded_fork_is_completed(files: InstanceFiles, events: list[str], mon
     assert events == ["complete"]
     assert phases == [
         "wait for the restore",
+        "wait for a turn",
         "restore, in the background",
         "set apart, in the background",
         "identity and shares",
@@ -361,7 +364,7 @@ class Host:
         monkeypatch.setattr(module, "boot_phases", lambda *_arguments: events.append("boot phases"))
         monkeypatch.setattr(module, "Guest", Guest)
 
-    def start(self, _files: InstanceFiles, _instance: Instance, _connection: object, shares: list[Share], _clock: Clock) -> Any:  # noqa: ANN401
+    def start(self, _files: InstanceFiles, _connection: object, shares: list[Share], *_rest: object) -> Any:  # noqa: ANN401
         assert self.connection.defined, "started before it was defined"
         self.events.append(f"start {[share.tag for share in shares]}")
         return self.outcome
