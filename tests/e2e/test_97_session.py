@@ -70,6 +70,8 @@ def session(host: Container) -> Person:
     """Give the user once the host is set up for it, who may not use sudo any more."""
     person = SessionPerson(host)
     host.run(f"usermod --append --groups sudo {hostimage.USER}")
+    looked = person.playbook("host.yml", "--check", "-e", f"vmw_libvirt_uri={URI}", cwd="~/vmw", env=PASSWORD_FILE)
+    assert looked.returncode == 0, report(looked)
     done = person.vmw("host", env=PASSWORD_FILE, timeout=HOST_S)
     assert done.returncode == 0, report(done)
     again = person.vmw("host", env=PASSWORD_FILE, timeout=HOST_S)
@@ -263,9 +265,13 @@ def test_the_vm_survives_the_logout(vm: Person) -> None:
     assert vm.ssh(NAME, "cat /proc/sys/kernel/random/boot_id; uptime -s").stdout == before
 
 
-def test_stop_and_start(vm: Person) -> None:
-    done = vm.vmw("stop", NAME)
-    assert done.returncode == 0, report(done)
+def test_the_vm_starts_again_after_a_reboot_of_the_host(vm: Person) -> None:
+    """All that is the user's ends in the middle of its work, and what is in /run is lost."""
+    vm.ssh(NAME, "sync")
+    vm.root(f"systemctl stop user@{hostimage.UID}.service")
+    assert not vm.exists(RUNTIME)
+    assert vm.root(f"pgrep -u {hostimage.USER} 'qemu|passt|virtiofsd|libvirtd|virtqemud'", check=False) == ""
+    vm.root(f"systemctl start user@{hostimage.UID}.service")
     assert vm.domain_state(NAME) == "shut off"
     assert listening(vm) == set()
     done = vm.vmw("start", NAME, timeout=BOOT_S)
@@ -287,8 +293,14 @@ def test_suspend_and_resume(vm: Person) -> None:
     assert vm.ssh(NAME, f"curl -sI {vm.host.url}/{standins.IMAGE_PATH}/SHA512SUMS").stdout.startswith("HTTP/1.1 200")
 
 
+def test_stop(vm: Person) -> None:
+    done = vm.vmw("stop", NAME)
+    assert done.returncode == 0, report(done)
+    assert vm.domain_state(NAME) == "shut off"
+    assert listening(vm) == set()
+
+
 def test_a_port_that_was_taken_is_told(vm: Person) -> None:
-    assert vm.vmw("stop", NAME, "--force").returncode == 0
     vm.sh(
         f"systemd-run --user --quiet --collect --unit=e2e-taker python3 -m http.server {port_of(vm)} --bind 127.0.0.1", check=True
     )
@@ -300,8 +312,8 @@ def test_a_port_that_was_taken_is_told(vm: Person) -> None:
 
 
 def spawn_plain(person: Person) -> Done:
-    """Make a VM by the playbook, with the setting from the command line."""
-    values = {"worktree": f"{PROJECT}/worktrees/third", "vmw_libvirt_uri": URI}
+    """Make a VM with a git directory of its own by the playbook, with the settings from the command line."""
+    values = {"worktree": f"{PROJECT}/worktrees/third", "vmw_libvirt_uri": URI, "vmw_git_mode": "isolated"}
     person.host.configure()
     done = person.playbook("playbooks/spawn.yml", "-e", json.dumps(values), timeout=BOOT_S)
     person.host.configure(vmw_libvirt_uri=URI)
@@ -315,7 +327,13 @@ def test_the_playbook_makes_the_same_vm_beside_the_first(vm: Person) -> None:
     # The first one is off.
     assert listening(vm) == {f"127.0.0.1:{port_of(vm, PLAIN)}"}
     config = f"-F {STATE}/instances/{PLAIN}/ssh_config {SSH_OPTIONS}"
-    assert vm.sh(f"ssh {config} {PLAIN} hostname").stdout == f"{PLAIN}\n"
+    commit = "cd repo && touch isolated && git add . && git commit -qm 'From the isolated guest' && git rev-parse HEAD"
+    made = vm.sh(f'ssh {config} {PLAIN} "{commit}"')
+    assert made.returncode == 0, report(made)
+    pulled = vm.vmw("git", "pull", PLAIN)
+    assert pulled.returncode == 0, report(pulled)
+    subject = vm.sh(f"git -C {PROJECT}/worktrees/third log -1 --format=%s {made.stdout.strip()}")
+    assert subject.stdout == "From the isolated guest\n", report(subject)
     done = vm.playbook("playbooks/destroy.yml", "-e", f"vmw_name={PLAIN}")
     assert done.returncode == 0, report(done)
     assert listening(vm) == set()
