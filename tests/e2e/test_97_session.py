@@ -70,6 +70,8 @@ def session(host: Container) -> Person:
     """Give the user once the host is set up for it, who may not use sudo any more."""
     person = SessionPerson(host)
     host.run(f"usermod --append --groups sudo {hostimage.USER}")
+    # The command prepares its environment, with the Ansible that the playbook takes.
+    assert person.vmw("--version", env=PASSWORD_FILE).returncode == 0
     looked = person.playbook("host.yml", "--check", "-e", f"vmw_libvirt_uri={URI}", cwd="~/vmw", env=PASSWORD_FILE)
     assert looked.returncode == 0, report(looked)
     done = person.vmw("host", env=PASSWORD_FILE, timeout=HOST_S)
