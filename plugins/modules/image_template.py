@@ -258,12 +258,23 @@ def obstacle(manifest: Manifest, connection: Any) -> str:  # noqa: ANN401
     return ""
 
 
+def is_there(uri: str) -> bool:
+    """Tell whether libvirt answers, of which a host that is not set up has nothing."""
+    try:
+        connect(uri)
+    except VmwError as error:
+        if error.code != "host_not_ready":
+            raise
+        return False
+    return True
+
+
 def provide(module: AnsibleModule) -> dict[str, Any]:
     """Make the template unless there is one."""
     state = State(Path(module.params["state_dir"]))
     manifest = current_generation(state)
-    if manifest is None and module.check_mode:
-        # It would have been built by now.
+    if module.check_mode and (manifest is None or not is_there(module.params["libvirt_uri"])):
+        # The image would have been built, and libvirt installed, by now.
         return {"changed": True}
     if manifest is None:
         message = "there is no golden image yet"

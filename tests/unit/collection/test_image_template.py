@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -164,3 +165,22 @@ def test_a_template_that_goes_off_or_takes_too_long_is_given_up(
 ) -> None:
     with pytest.raises(VmwError, match="went off, or took too long"):
         image_template.await_system(Domain("t", active=active), tmp_path / "log", timeout, Caller())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_what_would_be_saved_is_told_where_libvirt_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, check_mode: bool
+) -> None:
+    def connect(_uri: str) -> None:
+        message = "Python's libvirt module is not installed"
+        raise VmwError(message, code="host_not_ready")
+
+    monkeypatch.setattr(image_template, "current_generation", lambda _state: manifest())
+    monkeypatch.setattr(image_template, "connect", connect)
+    values = {"state_dir": str(tmp_path), "libvirt_uri": "qemu:///system", "virt_type": "qemu", "memory_mib": 4096, "vcpus": 4}
+    called = SimpleNamespace(params=values, check_mode=check_mode)
+    if check_mode:
+        assert image_template.provide(called) == {"changed": True}
+    else:
+        with pytest.raises(VmwError, match="libvirt module"):
+            image_template.provide(called)
