@@ -270,7 +270,7 @@ def test_the_vm_survives_the_logout(vm: Person) -> None:
 def test_the_vm_starts_again_after_a_reboot_of_the_host(vm: Person) -> None:
     """All that is the user's ends in the middle of its work, and what is in /run is lost."""
     vm.ssh(NAME, "sync")
-    vm.root(f"systemctl stop user@{hostimage.UID}.service")
+    vm.root(f"systemctl stop user@{hostimage.UID}.service user-runtime-dir@{hostimage.UID}.service")
     assert not vm.exists(RUNTIME)
     assert vm.root(f"pgrep -u {hostimage.USER} 'qemu|passt|virtiofsd|libvirtd|virtqemud'", check=False) == ""
     vm.root(f"systemctl start user@{hostimage.UID}.service")
