@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from filter_support import line, policy
-from vmw_filter import FilterError, __main__, control, kernel, ruleset, service
+from vmw_filter import FilterError, __main__, control, kernel, ruleset, service, ufw
 from vmw_filter.kernel import parse_leases, parse_refusals
 from vmw_filter.network import Link, Network
 from vmw_filter.policy import Mode, Request
@@ -75,15 +75,33 @@ def ask(store: Store, data: bytes, *, close: bool = True) -> dict[str, Any]:
     return reply
 
 
-def test_policy_is_stored_for_who_asks_and_told(store: Store, tables: Kernel) -> None:
+def test_policy_is_stored_for_who_asks_and_told(
+    store: Store, tables: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ufw, "RULES", tmp_path / "user.rules")
     assert ask(store, line() + b"\n", close=False) == {"ok": True, "changed": True}
     path = store.state / str(os.getuid()) / "feature-x.json"
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
     status = ask(store, b'{"verb": "status"}\n')
     stored = {key: value for key, value in json.loads(line()).items() if key not in {"schema", "verb"}}
-    assert status == {"ok": True, "version": 1, "loaded": True, "policies": [stored]}
+    assert status == {"ok": True, "version": 1, "loaded": True, "policies": [stored], "ufw": []}
     assert len(tables.applied) == 1
+
+
+def test_the_rules_of_ufw_that_have_our_mark_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ufw, "RULES", tmp_path / "user.rules")
+    tuples = (
+        "allow udp 67 0.0.0.0/0 any 0.0.0.0/0 in_br0 comment=766d77",
+        "allow any 53 0.0.0.0/0 any 0.0.0.0/0 in_br0 comment=766d77",
+        "route:allow any any 0.0.0.0/0 any 0.0.0.0/0 in_br0 comment=766d77",
+        "allow tcp 47234 0.0.0.0/0 any 0.0.0.0/0 in_br0 comment=766d77",
+        "allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 in",
+        "allow tcp 80 0.0.0.0/0 any 0.0.0.0/0 in_br0 comment=776562",
+        "deny tcp 81 0.0.0.0/0 any 0.0.0.0/0 in_br0 comment=766d77",
+    )
+    ufw.RULES.write_text("".join(f"\n### tuple ### {line}\n-A ufw-user-input -j ACCEPT\n" for line in tuples))
+    assert ufw.openings() == ["br0 any 53", "br0 route", "br0 tcp 47234", "br0 udp 67"]
 
 
 @pytest.mark.parametrize(

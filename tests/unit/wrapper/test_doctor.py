@@ -5,7 +5,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.vmw.worktree.plugins.module_utils import accelerator, passt_units
+from ansible_collections.vmw.worktree.plugins.module_utils import accelerator, packet_filter, passt_units
 
 from vmw.services import doctor, group, host
 from vmw.services.doctor import Status
@@ -527,3 +527,36 @@ def test_other_firewalls(
     assert finding.status is status
     assert words in finding.message
     assert finding.fix == ("" if status is Status.OK else "vmw host")
+
+
+@pytest.mark.parametrize(
+    ("opened", "ports", "status"),
+    [
+        (["br0 tcp 47234"], ["enp1s0"], Status.OK),
+        (["br0 tcp 47234"], [], Status.WARN),
+        (["br0 any 53", "br0 route", "br0 tcp 47234", "br0 udp 67"], ["vmw-0a1b2c3d"], Status.OK),
+        (["br7 tcp 47234"], ["enp1s0"], Status.WARN),
+        ([], ["enp1s0"], Status.WARN),
+        (None, [], Status.OK),
+    ],
+)
+def test_ufw_that_has_lost_the_rules(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_program: Callable[[str, str], Path],
+    opened: list[str] | None,
+    ports: list[str],
+    status: Status,
+) -> None:
+    fake_program("systemctl", "echo inactive")
+    (tmp_path / "ufw.conf").write_text("ENABLED=yes\n")
+    monkeypatch.setattr(doctor, "UFW_SETTINGS", tmp_path / "ufw.conf")
+    (tmp_path / "proxy").mkdir()
+    (tmp_path / "proxy/settings.json").write_text('{"firewalls": ["ufw"]}')
+    (tmp_path / doctor.PROXY_SOCKET).write_text("ListenStream=192.168.150.1:47234\n")
+    monkeypatch.setattr(doctor, "unit_directory", lambda: tmp_path)
+    for port in ("", *ports):
+        (tmp_path / "br0/brif" / port).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(host, "NETWORK_DEVICES", tmp_path)
+    monkeypatch.setattr(packet_filter, "ask", lambda _verb: {"ok": True} | ({} if opened is None else {"ufw": opened}))
+    assert look("other firewalls", Settings(vmw_state_dir=str(tmp_path))).status is status

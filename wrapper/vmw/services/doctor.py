@@ -239,14 +239,19 @@ def _check_bridge(settings: Settings) -> Finding:
         if host.network_exists(settings):
             return _warn(f"{settings.vmw_bridge} is a libvirt network that is not started", HOST)
         return _fail(f"{settings.vmw_bridge} does not exist", HOST)
-    ports = [path.name for path in (bridge / "brif").iterdir()] if (bridge / "brif").is_dir() else []
-    uplinks = sorted(port for port in ports if not port.startswith((TAP_PREFIX, "vnet", "tap", "virbr")))
+    uplinks = _uplinks(bridge)
     if not (_flags(bridge) & 1):
         return _fail(f"{settings.vmw_bridge} is down", f"sudo ip link set {settings.vmw_bridge} up")
     down = [port for port in uplinks if _read(host.NETWORK_DEVICES / port / "carrier") == "0"]
     if down:
         return _warn(f"{settings.vmw_bridge}'s uplink {', '.join(down)} has no carrier", "plug in the cable")
     return _ok(f"{settings.vmw_bridge} is up, uplink {', '.join(uplinks)}") if uplinks else _look_for_nat(settings)
+
+
+def _uplinks(bridge: Path) -> list[str]:
+    """Return the ports of a bridge that are no VM's."""
+    ports = [path.name for path in (bridge / "brif").iterdir()] if (bridge / "brif").is_dir() else []
+    return sorted(port for port in ports if not port.startswith((TAP_PREFIX, "vnet", "tap", "virbr")))
 
 
 def _look_for_nat(settings: Settings) -> Finding:
@@ -320,13 +325,29 @@ def _check_proxy(settings: Settings) -> Finding:
 
 
 def _check_firewalls(settings: Settings) -> Finding:
-    # Their rules are root's to read, so what the last set-up has opened is compared with what runs now.
+    # firewalld's rules are root's to read, so what the last set-up has opened is compared with what runs now.
     told = _opened_firewalls(settings)
     running = [name for name, runs in (("firewalld", _runs_firewalld()), ("ufw", _runs_ufw())) if runs]
-    closed = [name for name in running if name not in told]
+    closed = [name for name in running if name not in told or (name == "ufw" and not _ufw_is_open(settings))]
     if closed:
         return _warn(f"{' and '.join(closed)} may keep VMs from the proxy, their names from you, and NAT from working", HOST)
     return _ok(f"{' and '.join(running)} {'lets' if len(running) == 1 else 'let'} VMs through" if running else "none runs")
+
+
+def _ufw_is_open(settings: Settings) -> bool:
+    """Tell whether ufw still has the rules of the set-up, as far as the packet filter's service tells of them."""
+    try:
+        opened = packet_filter.ask("status").get("ufw")
+    except CollectionError:
+        # Another check tells of that.
+        return True
+    proxy = PROXY_LISTENS.search(_read(unit_directory() / PROXY_SOCKET))
+    needed = [f"tcp {proxy[2]}"] if proxy else []
+    bridge = host.NETWORK_DEVICES / settings.vmw_bridge
+    if bridge.exists() and not _uplinks(bridge):
+        needed += ["udp 67", "any 53", "route"]
+    # A service of an earlier release does not tell.
+    return not isinstance(opened, list) or {f"{settings.vmw_bridge} {each}" for each in needed} <= set(opened)
 
 
 def _opened_firewalls(settings: Settings) -> list[str]:

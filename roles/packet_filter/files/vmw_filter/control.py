@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from vmw_filter import INTERFACE, FilterError, kernel, ruleset
+from vmw_filter import INTERFACE, FilterError, kernel, ruleset, ufw
 from vmw_filter.network import make_facts
 from vmw_filter.policy import refuse_conflict
 from vmw_filter.store import MAX_POLICIES
@@ -69,7 +69,8 @@ def answer(store: Store, request: Request, owner: int) -> dict[str, Any]:
         if request.verb == "refused":
             return {"ok": True, "refused": _refused(store, request.name, owner)}
         own = [policy.as_dict() for (uid, _), policy in sorted(store.policies().items()) if uid == owner]
-        return {"ok": True, "version": INTERFACE, "loaded": kernel.tables().loaded, "policies": own}
+        loaded = kernel.tables().loaded
+        return {"ok": True, "version": INTERFACE, "loaded": loaded, "policies": own, "ufw": ufw.openings()}
 
 
 def _set(store: Store, policy: Policy, owner: int) -> bool:
