@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from testbed import container, handover, hostimage, machine
 from testbed.lab import GUARDED, GUARDED_NAME, make_guarded
-from testbed.person import HOME, STATE, Person, report
-from testbed.story import FEATURE_X, MAKE_PROJECT, FirstSpawn
+from testbed.person import HOME, PASSWORD_FILE, STATE, Person, report
+from testbed.story import CLONE, FEATURE_X, MAKE_PROJECT, PROJECT, FirstSpawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -166,3 +166,22 @@ def guarded(ready: Person) -> Iterator[Person]:
     yield ready
     if GUARDED_NAME in ready.domains():
         ready.vmw("destroy", "--yes", GUARDED_NAME)
+
+
+@pytest.fixture(scope="session")
+def nat(ready: Person) -> Person:
+    """Give the user once the bridge has no uplink; no VM may run while it is taken away."""
+    for name in ready.domains():
+        assert ready.vmw("destroy", name, "--yes").returncode == 0
+    done = ready.playbook("host.yml", "-e", "vmw_bridge_uplink=none", cwd="~/vmw", env=PASSWORD_FILE)
+    assert done.returncode == 0, report(done)
+    return ready
+
+
+@pytest.fixture(scope="session")
+def nat_guest(nat: Person) -> Person:
+    """Give the user with a VM behind NAT, whose worktree is a clone with a `.git` directory of its own."""
+    nat.sh(f"test -d {CLONE} || git clone -q {PROJECT} {CLONE}", check=True)
+    done = nat.vmw("spawn", CLONE, timeout=400)
+    assert done.returncode == 0, report(done)
+    return nat

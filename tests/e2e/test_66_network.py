@@ -74,13 +74,13 @@ def targets(person: Person) -> dict[str, str]:
     return found
 
 
-def reached(person: Person, urls: dict[str, str]) -> set[str]:
+def reached(person: Person, urls: dict[str, str], *, name: str = "feature-x") -> set[str]:
     """Return which of some places answer a guest, in whatever way; all are tried at once."""
     tries = [
         f"(curl --silent --output /dev/null --globoff --noproxy '*' --max-time 5 '{url}'; echo {number} $?) &"
         for number, url in enumerate(urls.values())
     ]
-    done = person.ssh("feature-x", f"{' '.join(tries)} wait")
+    done = person.ssh(name, f"{' '.join(tries)} wait")
     codes = dict(line.split() for line in done.stdout.splitlines())
     assert len(codes) == len(urls), report(done)
     return {what for number, what in enumerate(urls) if int(codes[str(number)]) != TIMED_OUT}

@@ -2,105 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import subprocess
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 from test_66_network import DONE, TIMED_OUT, curl, policy, reached
+from testbed import walls
 from testbed.network import PUBLIC_NAME
 from testbed.person import HOME, PASSWORD_FILE, Person, report
+from testbed.walls import BOX, BRIDGED, DOCKER, FIREWALLD, UFW, WALLS, Walled, findings, neighbour_reaches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PORT = 8098
 HOST_S = 600
-BRIDGED = "net.bridge.bridge-nf-call-iptables"
-SWITCHES = ("net.ipv4.ip_forward", BRIDGED)
-
-
-@dataclass(frozen=True)
-class Wall:
-    """Another program's packet filter.
-
-    Args:
-        name: What it is called.
-        begin: Shell command, run as root, after which it filters.
-        anew: What has it write its rules anew.
-        end: What has it filter no more.
-        guards_host: Whether it keeps neighbours from the host's own services, as no policy of ours does.
-    """
-
-    name: str
-    begin: str
-    anew: str
-    end: str
-    guards_host: bool = True
-
-
-FIREWALLD = Wall(
-    "firewalld",
-    "systemctl start firewalld.service",
-    "firewall-cmd --reload && firewall-cmd --complete-reload",
-    "systemctl stop firewalld.service",
-)
-UFW = Wall("ufw", "ufw --force enable", "ufw reload", "ufw --force disable")
-DOCKER = Wall(
-    "docker",
-    # It drops what it does not know only where it has switched forwarding on itself, and libvirt may have done so before.
-    "sysctl -qw net.ipv4.ip_forward=0 && systemctl start docker.service",
-    "systemctl reset-failed docker.service; systemctl restart docker.service",
-    "systemctl stop docker.service docker.socket containerd.service",
-    guards_host=False,
-)
-WALLS = (FIREWALLD, UFW, DOCKER)
-"""The set-up of the host comes with the first; ufw, which is off then, is to be let through as well."""
-
-PACKAGES = "firewalld ufw docker.io"
-FILES = "/etc/firewalld /etc/ufw /etc/docker /var/lib/docker"
-
-
-@dataclass(frozen=True)
-class Walled:
-    """The user of a host on which another packet filter is at work."""
-
-    person: Person
-    wall: Wall
-
-
-def lines(person: Person, command: str) -> set[str]:
-    return set(person.root(command).splitlines())
-
-
-def packages(person: Person) -> set[str]:
-    selections = [line.split() for line in lines(person, "dpkg --get-selections")]
-    return {name for name, wanted in selections if wanted == "install"}
 
 
 def host_address(person: Person) -> str:
     return person.root("ip -4 -o address show dev br0").split()[3].partition("/")[0]
-
-
-def neighbour_reaches(address: str, port: int) -> bool:
-    """Tell whether a neighbour on the LAN, which the build machine is, gets an answer, be it that nobody is there."""
-    with closing(socket.socket()) as stream:
-        stream.settimeout(3)
-        try:
-            stream.connect((address, port))
-        except TimeoutError:
-            return False
-        except OSError as error:
-            return "refused" in str(error)
-        return True
-
-
-def findings(person: Person) -> dict[str, dict[str, str]]:
-    done = person.vmw("doctor", "--json")
-    return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
 
 
 def proxied(person: Person) -> bool:
@@ -121,42 +41,17 @@ def served(feature_x: Person) -> Iterator[Person]:
     policy(feature_x, "internet")
 
 
-@contextmanager
-def rules_taken_away(person: Person) -> Iterator[None]:
-    """Take away afterwards what filters leave in the kernel when they end."""
-    tables = lines(person, "nft list tables")
-    switches = person.root(f"sysctl {' '.join(SWITCHES)}").splitlines()
-    try:
-        yield
-    finally:
-        person.root("; ".join([wall.end for wall in WALLS] + ["ip link delete docker0"]), check=False)
-        for table in lines(person, "nft list tables") - tables:
-            person.root(f"nft delete {table}")
-        person.root("; ".join(f"sysctl -qw '{line.replace(' = ', '=')}'" for line in switches))
-
-
 @pytest.fixture(scope="module")
 def installed(served: Person) -> Iterator[Person]:
     """Give the user with all of the filters installed and none at work; remove them afterwards."""
-    known = packages(served)
-    apt = "DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends install"
-    try:
-        # Their packages start them.
-        with rules_taken_away(served):
-            served.root('mkdir -p /etc/docker && echo \'{"storage-driver": "vfs"}\' > /etc/docker/daemon.json')
-            served.root(f"apt-get -q update && {apt} {PACKAGES}", timeout=300)
+    with walls.installed(served):
         yield served
-    finally:
-        new = packages(served) - known
-        if new:
-            served.root(f"DEBIAN_FRONTEND=noninteractive apt-get -qy purge {' '.join(new)}", timeout=300)
-        served.root(f"rm -rf {FILES}")
 
 
 @pytest.fixture(scope="module", params=WALLS, ids=lambda wall: wall.name)
 def walled(request: pytest.FixtureRequest, installed: Person) -> Iterator[Walled]:
     """Give the user with one of the filters at work."""
-    with rules_taken_away(installed):
+    with walls.rules_taken_away(installed):
         assert neighbour_reaches(host_address(installed), PORT)
         installed.root(request.param.begin)
         yield Walled(installed, request.param)
@@ -182,32 +77,18 @@ def check_internet(walled: Walled) -> None:
     assert not neighbour_reaches(person.address("feature-x"), 22)
 
 
-BOX = "172.17.0.9"
-MAKE_BOX = f"""
-ip netns add box
-ip link add box0 type veth peer name eth0 netns box
-ip link set box0 master docker0 up
-ip -n box link set lo up
-ip -n box address add {BOX}/16 dev eth0
-ip -n box link set eth0 up
-ip -n box route add default via 172.17.0.1
-systemd-run --quiet --collect --unit=e2e-box ip netns exec box python3 -m http.server {PORT}
-"""
-"""To Docker's rules a container: these depend on its bridge and its addresses alone."""
-
-
 @pytest.fixture
 def box(walled: Walled) -> Iterator[Person]:
     """Give the user with something at Docker's bridge that has a web server, and a route to it at the LAN's router."""
     person = walled.person
-    route = ["ip", "route", "replace", f"{BOX}/32", "via", host_address(person)]
-    if walled.wall is DOCKER:
-        person.root(MAKE_BOX)
-        subprocess.run(route, check=True)
-    yield person
-    if walled.wall is DOCKER:
-        subprocess.run(["ip", "route", "delete", f"{BOX}/32"], check=True)
-        person.root("systemctl stop e2e-box.service; ip netns delete box", check=False)
+    if walled.wall is not DOCKER:
+        yield person
+        return
+    route = [f"{BOX}/32", "via", host_address(person)]
+    subprocess.run(["ip", "route", "replace", *route], check=True)
+    with walls.container_at_docker(person, PORT):
+        yield person
+    subprocess.run(["ip", "route", "delete", *route], check=True)
 
 
 def test_it_is_at_work(walled: Walled, box: Person) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 PROJECT = f"{HOME}/Code/project"
 FEATURE_X = f"{PROJECT}/worktrees/feature-x"
 FEATURE_TWO = f"{PROJECT}/worktrees/feature two"
+CLONE = f"{HOME}/Code/plain-clone"
+CLONE_NAME = "plain-clone"
+"""A worktree with a `.git` directory of its own, of which the VM behind NAT is."""
+
 SMALL = ("--memory", "1024", "--cpus", "2")
 FIRST_SPAWN = "cd vmw && ./vmw spawn ~/Code/project/worktrees/feature-x"
 FIRST_SPAWN_S = 1800
