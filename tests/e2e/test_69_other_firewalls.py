@@ -116,6 +116,16 @@ def test_it_is_at_work(walled: Walled, box: Person) -> None:
         box.root(f"sysctl -qw {BRIDGED}=0")
 
 
+LEFT_BY_NAT = """
+ufw allow in on br0 to any port 53
+ufw allow in on br0 to any port 67 proto udp comment vmw
+ufw route allow in on br0 comment vmw
+firewall-cmd --zone=libvirt --add-port={port}/tcp
+firewall-cmd --permanent --zone=libvirt --add-port={port}/tcp
+"""
+"""What a set-up without an uplink leaves, but for the first, which has not its comment."""
+
+
 def test_the_set_up_lets_vms_through_to_the_proxy(walled: Walled) -> None:
     person = walled.person
     policy(person, "allowlist")
@@ -125,8 +135,15 @@ def test_the_set_up_lets_vms_through_to_the_proxy(walled: Walled) -> None:
         found = findings(person)["other firewalls"]
         assert (found["status"], found["fix"]) == ("warn", f"{HOME}/vmw/vmw host"), found
         assert "firewalld" in found["message"]
+        person.root(LEFT_BY_NAT.format(port=walls.proxy_port(person)))
         done = person.vmw("host", env=PASSWORD_FILE, timeout=HOST_S)
         assert done.returncode == 0, report(done)
+        # Neighbours are on the bridge now, and would be routed; what somebody else wanted for them stays.
+        rules = person.root("ufw show added")
+        assert "route" not in rules
+        assert "ufw allow in on br0 to any port 53\n" in rules
+        assert person.root("firewall-cmd --permanent --zone=libvirt --list-ports") == "\n"
+        person.root("ufw delete allow in on br0 to any port 53")
     assert proxied(person)
     now = findings(person)
     assert {now[name]["status"] for name in ("other firewalls", "packet filter", "bridge filter", "proxy")} == {"ok"}, now

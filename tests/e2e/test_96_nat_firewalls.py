@@ -38,17 +38,18 @@ sys.exit(s.recv(1024)[4:8] != number)
 
 NEEDED = {"DHCP", "a name", "the internet", "the proxy"}
 PEER = "tap-peer"
+FORGET_NAMES = "systemctl restart avahi-daemon.service"
 
 
 def gets(person: Person) -> set[str]:
     """Return what a guest gets of what it needs; it is asked at its address, which takes no name."""
     tries = {
         "DHCP": "sudo python3 dhcp.py",
-        "a name": f"getent ahostsv4 {PUBLIC_NAME}",
+        "a name": f"timeout 10 getent ahostsv4 {PUBLIC_NAME}",
         "the internet": f"curl -s --noproxy '*' --max-time 5 {person.host.public_url}{PAGE}",
-        "the proxy": "curl -s --noproxy '*' --max-time 5 $ANTHROPIC_BASE_URL",
+        "the proxy": f"curl -s --noproxy '*' --max-time 5 http://{address(person, 'br0')}:{walls.proxy_port(person)}/",
     }
-    script = " ".join(f"(timeout 8 {command} >/dev/null 2>&1 && echo {what}) &" for what, command in tries.items())
+    script = " ".join(f"({command} >/dev/null 2>&1 && echo {what}) &" for what, command in tries.items())
     done = person.vmw("ssh", NAME, "--", f"{script} wait")
     assert done.returncode == 0, report(done)
     return set(done.stdout.splitlines())
@@ -76,6 +77,7 @@ def near(person: Person) -> dict[str, str]:
 def check(person: Person) -> None:
     """See that the VM gets what it needs and, by the name that it tells by mDNS, that the policy `internet` holds."""
     assert gets(person) == NEEDED
+    person.root(FORGET_NAMES)
     assert reached(person, near(person), name=NAME) == set()
 
 
@@ -102,6 +104,7 @@ def installed(nat_guest: Person) -> Iterator[Person]:
     done = nat_guest.ssh(NAME, f"cat >dhcp.py <<'END'\n{DISCOVER}\nEND")
     assert done.returncode == 0, report(done)
     with walls.installed(nat_guest):
+        assert gets(nat_guest) == NEEDED
         policy(nat_guest, "open")
         assert reached(nat_guest, near(nat_guest), name=NAME) == set(near(nat_guest))
         policy(nat_guest, "internet")
@@ -126,7 +129,7 @@ def set_up(person: Person) -> None:
 
 def make_the_network_anew(person: Person) -> None:
     """Have the set-up make the network where a filter is at work already, and the VM boot there."""
-    assert person.vmw("stop", NAME).returncode == 0
+    person.virsh("destroy", NAME)
     person.root(f"ip link set {PEER} nomaster")
     person.virsh("net-destroy", "vmw")
     person.virsh("net-undefine", "vmw")
@@ -153,9 +156,10 @@ def test_what_comes_later_is_let_through(walled: Walled) -> None:
 def firewalld_came_later(person: Person) -> None:
     # libvirt has the bridge in a zone of its own, which has DHCP, DNS and the way out.
     assert gets(person) == NEEDED - {"the proxy"}
+    person.root(FORGET_NAMES)
     assert not person.lookup(NAME)
     check_doctor(person, "warn")
-    port = int(person.root("ss -Hltn | grep -oP '192\\.168\\.\\d+\\.1:\\K47\\d{3}'"))
+    port = walls.proxy_port(person)
     # As a set-up with an uplink leaves it.
     person.root(f"firewall-cmd -q --add-port={port}/tcp && firewall-cmd -q --permanent --add-port={port}/tcp")
     link = person.host.network.link

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -101,6 +102,14 @@ def neighbour_reaches(address: str, port: int, link: str = "") -> bool:
         except OSError as error:
             return "refused" in str(error)
         return True
+
+
+def proxy_port(person: Person) -> int:
+    """Return the port at which the user's proxy listens for VMs."""
+    (unit,) = re.findall(
+        r":(\d+)$", person.sh("grep ^ListenStream= ~/.config/systemd/user/vmw-proxy.socket").stdout, re.MULTILINE
+    )
+    return int(unit)
 
 
 def findings(person: Person) -> dict[str, dict[str, str]]:
