@@ -131,6 +131,7 @@ def test_the_set_up_lets_vms_through_to_the_proxy(walled: Walled) -> None:
     policy(person, "allowlist")
     if walled.wall is FIREWALLD:
         assert not proxied(person)
+        person.root(walls.FORGET_NAMES)
         assert not person.lookup("feature-x")
         found = findings(person)["other firewalls"]
         assert (found["status"], found["fix"]) == ("warn", f"{HOME}/vmw/vmw host"), found

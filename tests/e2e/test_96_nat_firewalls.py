@@ -38,7 +38,6 @@ sys.exit(s.recv(1024)[4:8] != number)
 
 NEEDED = {"DHCP", "a name", "the internet", "the proxy"}
 PEER = "tap-peer"
-FORGET_NAMES = "systemctl restart avahi-daemon.service"
 
 
 def gets(person: Person) -> set[str]:
@@ -77,7 +76,7 @@ def near(person: Person) -> dict[str, str]:
 def check(person: Person) -> None:
     """See that the VM gets what it needs and, by the name that it tells by mDNS, that the policy `internet` holds."""
     assert gets(person) == NEEDED
-    person.root(FORGET_NAMES)
+    person.root(walls.FORGET_NAMES)
     assert reached(person, near(person), name=NAME) == set()
 
 
@@ -156,7 +155,7 @@ def test_what_comes_later_is_let_through(walled: Walled) -> None:
 def firewalld_came_later(person: Person) -> None:
     # libvirt has the bridge in a zone of its own, which has DHCP, DNS and the way out.
     assert gets(person) == NEEDED - {"the proxy"}
-    person.root(FORGET_NAMES)
+    person.root(walls.FORGET_NAMES)
     assert not person.lookup(NAME)
     check_doctor(person, "warn")
     port = walls.proxy_port(person)

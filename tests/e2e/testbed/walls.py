@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from testbed.person import Person
 
 BRIDGED = "net.bridge.bridge-nf-call-iptables"
+FORGET_NAMES = "systemctl restart avahi-daemon.service"
+"""The host remembers for two minutes what it was told by mDNS."""
 SWITCHES = ("net.ipv4.ip_forward", BRIDGED)
 
 
