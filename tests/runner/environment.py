@@ -29,6 +29,7 @@ PROGRAMS = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "curl": "curl",
+    "inotifywait": "inotify-tools",
     "pgrep": "procps",
     "sysctl": "procps",
     "/usr/bin/python3": "python3",
