@@ -135,6 +135,12 @@ def write_file(path: Path, content: str, mode: int = 0o644) -> bool:
     """
     if path.is_file() and read_exactly(path) == content and path.stat().st_mode & 0o777 == mode:
         return False
+    replace_file(path, content, mode)
+    return True
+
+
+def replace_file(path: Path, content: str, mode: int) -> None:
+    """Put a new file, of whoever runs this, in the place of one that may be there; see ``write_file``."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w") as handle:
@@ -146,7 +152,6 @@ def write_file(path: Path, content: str, mode: int = 0o644) -> bool:
     except BaseException:
         Path(temporary).unlink()
         raise
-    return True
 
 
 def write_json(path: Path, data: dict[str, Any], mode: int = 0o644) -> bool:
