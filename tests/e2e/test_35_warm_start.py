@@ -206,10 +206,10 @@ def test_template_is_private_and_holds_nothing_of_the_user(forks: dict[str, dict
     assert ready.stat(f"{directory}/disk.qcow2").split()[0] in {"400", "440"}
     key = ready.read(f"{HOME}/.ssh/id_ed25519.pub").split()[1]
     host_key = ready.read(f"{STATE}/instances/fork-a/ssh_host_ed25519_key.pub").split()[1]
-    # What it does hold, as a control. All in one go and as bytes, for the memory is large.
+    # What it does hold, as a control. All in one go and as bytes, for the memory is large; its holes are left out.
     held = "vmw-grow-root"
     words = " ".join(f"-e '{word}'" for word in (PLANTED, key, host_key, held))
-    found = ready.root(f"LC_ALL=C grep -aohF {words} {directory}/memory {directory}/disk.qcow2", timeout=300)
+    found = ready.root(f"tar -C {directory} --create --sparse . | LC_ALL=C grep -aoF {words}", timeout=300)
     assert set(found.split()) == {held}
     assert forks
 
