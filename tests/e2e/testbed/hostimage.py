@@ -155,7 +155,9 @@ def _add_user(root: Path) -> None:
         ["chroot", root, "useradd", "--create-home", "--shell=/bin/bash", f"--uid={UID}",
          "--groups=sudo", USER]
     )  # fmt: skip
-    machine.run(["chroot", root, "chpasswd"], stdin=f"{USER}:{PASSWORD}\n")
+    # The quickest hash, for sudo asks again at each of Ansible's steps.
+    quick = ["--crypt-method=SHA256", "--sha-rounds=1000"]
+    machine.run(["chroot", root, "chpasswd", *quick], stdin=f"{USER}:{PASSWORD}\n")
     keygen = "umask 077; mkdir ~/.ssh; ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519"
     machine.run(["chroot", root, "runuser", "-l", USER, "-c", keygen])
     password = root / f"home/{USER}/become-password"
