@@ -30,6 +30,19 @@ QEMU 10.0's emulation of several CPUs races with changes of the memory map, as m
 at boot, or QEMU ends with "iotlb_to_section: Assertion `section_index < d->map.sections_nb' failed". One CPU does not race.
 """
 
+SLOW_FEATURES = ("erms", "fsrm", "svm")
+"""Features of a CPU that make an emulated guest slower: with the first two the kernel and the C library copy and clear memory byte
+by byte, which QEMU repeats as often; for the third udev loads KVM's driver, with which nobody would run a VM there."""
+
+EMULATED_CMDLINE = "no_timer_check tsc=reliable"
+"""Kernel parameters under emulation.
+
+On a busy host the timer may miss the kernel's test of it, which then panics; under KVM the kernel leaves the test out. For a CPU of
+AMD's that does not promise a constant rate, QEMU's among them, and several CPUs that can be plugged in, the kernel takes the time
+stamp counter for unsynchronized (`unsynchronized_tsc` in arch/x86/kernel/tsc.c) and reads each time from an I/O port. QEMU derives
+the counters of all emulated CPUs from one clock of the host.
+"""
+
 ET.register_namespace("vmw", NAMESPACE)
 
 
@@ -122,7 +135,10 @@ def add_platform(domain: ET.Element, virt_type: str) -> None:
     add(features, "acpi")
     add(features, "apic")
     # The claude binary needs AVX, which TCG offers from QEMU 7.2 on but not in its default model.
-    add(domain, "cpu", mode="host-passthrough" if virt_type == "kvm" else "maximum", check="none")
+    cpu = add(domain, "cpu", mode="host-passthrough" if virt_type == "kvm" else "maximum", check="none")
+    if virt_type != "kvm":
+        for feature in SLOW_FEATURES:
+            add(cpu, "feature", policy="disable", name=feature)
     clock = add(domain, "clock", offset="utc")
     add(clock, "timer", name="rtc", tickpolicy="catchup")
     add(clock, "timer", name="pit", tickpolicy="delay")
@@ -192,8 +208,7 @@ def _machine_xml(machine: Machine, name: str, identity: str, record: str, boot: 
     add(system, "type", "hvm", arch="x86_64", machine="q35")
     add(system, "kernel", boot.kernel)
     add(system, "initrd", boot.initrd)
-    # Emulated on a busy host, the timer may miss the kernel's test of it, which then panics; under KVM the kernel leaves it out.
-    add(system, "cmdline", boot.cmdline + ("" if machine.virt_type == "kvm" else " no_timer_check"))
+    add(system, "cmdline", boot.cmdline if machine.virt_type == "kvm" else f"{boot.cmdline} {EMULATED_CMDLINE}")
     add_platform(domain, machine.virt_type)
     add(domain, "on_poweroff", "destroy")
     add(domain, "on_reboot", "restart")

@@ -68,7 +68,7 @@ Type=oneshot
 ExecStart=/usr/local/sbin/vmw-grow-root
 
 [Install]
-WantedBy=multi-user.target
+WantedBy=vmw-later.target
 UNIT
     systemctl enable vmw-grow-root.service
 }
@@ -151,6 +151,7 @@ step_configure() {
     configure_sshd
     configure_network
     configure_boot
+    configure_order
 }
 
 configure_user() {
@@ -168,8 +169,11 @@ configure_user() {
 configure_sshd() {
     printf '%s\n' 'PasswordAuthentication no' 'PermitRootLogin no' 'HostKey /etc/ssh/ssh_host_ed25519_key' \
         >/etc/ssh/sshd_config.d/10-vmw.conf
-    # A template has no host key; its forks start the server when they have theirs.
-    write_unit ssh.service.d/vmw.conf '[Unit]' 'ConditionPathExists=/etc/ssh/ssh_host_ed25519_key'
+    # A template has no host key; its forks start the server when they have theirs. It reads its configuration at its start, and
+    # need not have another sshd read it before.
+    write_unit ssh.service.d/vmw.conf '[Unit]' 'ConditionPathExists=/etc/ssh/ssh_host_ed25519_key' '[Service]' 'ExecStartPre='
+    # Each login would wait for the programs that write a message of the day.
+    sed -i '/pam_motd\.so .*motd\.dynamic/s/^/# /' /etc/pam.d/sshd
 }
 
 configure_network() {
@@ -213,18 +217,58 @@ configure_boot() {
     # What has nothing to do in a clone, and starts others to find that out. vmw-grow-root grows the root.
     systemctl mask systemd-firstboot.service systemd-network-generator.service systemd-pstore.service systemd-repart.service
     sed -i 's/,x-systemd\.growfs//' /etc/fstab
-    # At boot, udev need not look at what has no driver to load and no rule.
-    write_unit systemd-udev-trigger.service.d/vmw.conf '[Service]' 'ExecStart=' \
-        'ExecStart=-udevadm trigger --type=subsystems --action=add' \
-        "ExecStart=-udevadm trigger --type=devices --action=add --prioritized-subsystem=module,block,tpmrm,net,tty,input$(
-            printf ' --subsystem-nomatch=%s' bdi clockevents event_source memory pci_bus pci_express vc wakeup workqueue
-        )"
-    # A fork's card and shares come while it runs, and it should not look for their drivers then.
-    printf '%s\n' virtio_net virtiofs >/etc/modules-load.d/vmw.conf
+    # Every machine has these devices, and a fork's card and shares come while it runs: nobody should look for their drivers then.
+    printf '%s\n' virtio_console virtio_net virtio_rng virtiofs >/etc/modules-load.d/vmw.conf
     # The host asks often, and need not fill the log.
     write_unit qemu-guest-agent.service.d/vmw.conf '[Service]' 'LogLevelMax=notice'
     # Its timers are masked, and it would start Python at each boot.
     systemctl mask unattended-upgrades.service
+}
+
+# The order of a boot: first what a login needs, which is most of it a user's wait on an emulated machine; then, at once, what the
+# first command may need; then, when the login has had its time, the rest.
+configure_order() {
+    local early=(block net virtio-ports)
+    install -d /etc/systemd/system/multi-user.target.d
+    write_unit multi-user.target.d/vmw.conf '[Unit]' 'Upholds=vmw-soon.target vmw-later.timer'
+    write_unit vmw-soon.target '[Unit]' 'Description=What a login can do without and a command may need'
+    write_unit vmw-later.target '[Unit]' 'Description=What can wait' 'After=vmw-soon.target'
+    write_unit vmw-later.timer '[Unit]' 'Description=Start what can wait' '[Timer]' OnActiveSec=5 AccuracySec=1 Unit=vmw-later.target
+    move soon sysinit systemd-resolved.service
+    move soon multi-user avahi-daemon.service
+    move later sysinit dev-hugepages.mount dev-mqueue.mount proc-sys-fs-binfmt_misc.automount sys-kernel-config.mount \
+        sys-kernel-debug.mount sys-kernel-tracing.mount systemd-binfmt.service systemd-journal-flush.service \
+        systemd-random-seed.service systemd-timesyncd.service systemd-update-utmp.service
+    move later multi-user cron.service getty.target
+    # Of the devices, those without which there is no login and no agent; and never what has no driver to load and no rule.
+    write_unit systemd-udev-trigger.service.d/vmw.conf '[Service]' 'ExecStart=' \
+        "ExecStart=-udevadm trigger --type=devices --action=add$(printf ' --subsystem-match=%s' "${early[@]}")"
+    write_unit vmw-coldplug.service '[Unit]' 'Description=Coldplug the other udev devices' \
+        '[Service]' Type=oneshot RemainAfterExit=yes 'ExecStart=-udevadm trigger --type=subsystems --action=add' \
+        "ExecStart=-udevadm trigger --type=devices --action=add$(
+            printf ' --subsystem-nomatch=%s' "${early[@]}" \
+                bdi clockevents event_source memory pci_bus pci_express vc wakeup workqueue
+        )" '[Install]' WantedBy=vmw-later.target
+    systemctl enable vmw-coldplug.service
+    # These machines have no display and no keyboard, nobody asks them for a runlevel or for FUSE's connections, and no desktop
+    # starts programs by itself. Each of these is one program more, or two.
+    systemctl disable getty@tty1.service
+    systemctl mask modprobe@drm.service sys-fs-fuse-connections.mount systemd-update-utmp-runlevel.service
+    install -d /etc/systemd/user-generators
+    ln -sf /dev/null /etc/systemd/user-generators/systemd-xdg-autostart-generator
+}
+
+# Have a target that is started after the login pull units in, and not the one that does so now.
+#   move soon|later TARGET UNIT...
+move() {
+    local unit new=/etc/systemd/system/vmw-$1.target.wants old=/etc/systemd/system/$2.target.wants
+    shift 2
+    install -d "$new" "$old"
+    for unit; do
+        ln -sf "/usr/lib/systemd/system/$unit" "$new/$unit"
+        # This hides the package's link of that name: systemd.unit(5).
+        ln -sf /dev/null "$old/$unit"
+    done
 }
 
 write_unit() {
@@ -263,6 +307,8 @@ step_clean() {
     rm -f /etc/netplan/*.yaml /etc/network/interfaces.d/50-cloud-init /var/lib/dhcp/*.leases
     rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
     rm -f /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
+    # Otherwise systemd takes each boot for the first one after an update, and looks again for users to create: systemd.unit(5).
+    touch --reference=/usr /etc/.updated /var/.updated
     : >/etc/hostname
     # Empty, not absent: an absent file would make every clone's first boot a `first boot` to systemd, presets and all.
     : >/etc/machine-id

@@ -118,9 +118,15 @@ def test_emulation_starts_with_one_cpu_and_room_for_the_rest(record: dict[str, A
     assert attribute(make(record), "vcpu", "current") is None
 
 
-def test_the_kernels_timer_test_is_left_out_under_emulation(record: dict[str, Any]) -> None:
+def test_the_kernel_trusts_the_timers_under_emulation(record: dict[str, Any]) -> None:
     assert make(record).findtext("os/cmdline") == "root=UUID=1 ro"
-    assert make({**record, "virt_type": "qemu"}).findtext("os/cmdline") == "root=UUID=1 ro no_timer_check"
+    assert make({**record, "virt_type": "qemu"}).findtext("os/cmdline") == "root=UUID=1 ro no_timer_check tsc=reliable"
+
+
+def test_an_emulated_cpu_lacks_what_makes_it_slow(record: dict[str, Any]) -> None:
+    assert make(record).find("cpu/feature") is None
+    lacking = make({**record, "virt_type": "qemu"}).findall("cpu/feature[@policy='disable']")
+    assert [feature.get("name") for feature in lacking] == ["erms", "fsrm", "svm"]
 
 
 def test_a_foreign_domain_has_no_mark() -> None:
