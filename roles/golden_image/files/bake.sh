@@ -209,8 +209,8 @@ configure_boot() {
     install -m 0755 "$here/init.sh" /usr/lib/vmw/init
     install -m 0755 "$here/identity.sh" /usr/lib/vmw/identity
     # systemd waits for each of these before it starts anything, and a clone has nothing of what they look for.
-    for name in cloud-init-generator netplan systemd-cryptsetup-generator systemd-gpt-auto-generator \
-        systemd-hibernate-resume-generator systemd-integritysetup-generator systemd-system-update-generator \
+    for name in cloud-init-generator netplan systemd-cryptsetup-generator systemd-debug-generator systemd-gpt-auto-generator \
+        systemd-hibernate-resume-generator systemd-integritysetup-generator systemd-run-generator systemd-system-update-generator \
         systemd-veritysetup-generator; do
         ln -sf /dev/null "$generators/$name"
     done
@@ -233,7 +233,7 @@ configure_order() {
     write_unit multi-user.target.d/vmw.conf '[Unit]' 'Upholds=vmw-soon.target vmw-later.timer'
     write_unit vmw-soon.target '[Unit]' 'Description=What a login can do without and a command may need'
     write_unit vmw-later.target '[Unit]' 'Description=What can wait' 'After=vmw-soon.target'
-    write_unit vmw-later.timer '[Unit]' 'Description=Start what can wait' '[Timer]' OnActiveSec=5 AccuracySec=1 Unit=vmw-later.target
+    write_unit vmw-later.timer '[Unit]' 'Description=Start what can wait' '[Timer]' OnActiveSec=15 AccuracySec=1 Unit=vmw-later.target
     move soon sysinit systemd-resolved.service
     move soon multi-user avahi-daemon.service
     move later sysinit dev-hugepages.mount dev-mqueue.mount proc-sys-fs-binfmt_misc.automount sys-kernel-config.mount \
