@@ -215,7 +215,7 @@ def make(template: Template, manifest: Manifest, machine: Machine, connection: A
     domain = connection.createXML(xml)
     try:
         await_system(domain, files.console, timeout, caller)
-        guest_agent.call(domain, *SETTLE, timeout=120)
+        guest_agent.call(domain, *SETTLE, timeout=timeout)
         save(domain, files, owner, peer)
     finally:
         # Saved, it is gone.

@@ -225,22 +225,19 @@ configure_boot() {
     systemctl mask unattended-upgrades.service
 }
 
-# The order of a boot: first what a login needs, which is most of it a user's wait on an emulated machine; then, at once, what the
-# first command may need; then, when the login has had its time, the rest.
+# A boot first starts what a login needs, name resolution included; on an emulated machine, the rest would make it wait for half of
+# its time. That starts by a timer, when the login has had its turn.
 configure_order() {
     local early=(block net virtio-ports)
-    install -d /etc/systemd/system/multi-user.target.d
-    write_unit multi-user.target.d/vmw.conf '[Unit]' 'Upholds=vmw-soon.target vmw-later.timer'
-    write_unit vmw-soon.target '[Unit]' 'Description=What a login can do without and a command may need'
-    write_unit vmw-later.target '[Unit]' 'Description=What can wait' 'After=vmw-soon.target'
-    write_unit vmw-later.timer '[Unit]' 'Description=Start what can wait' '[Timer]' OnActiveSec=15 AccuracySec=1 Unit=vmw-later.target
-    move soon sysinit systemd-resolved.service
-    move soon multi-user avahi-daemon.service
-    move later sysinit dev-hugepages.mount dev-mqueue.mount proc-sys-fs-binfmt_misc.automount sys-kernel-config.mount \
+    write_unit vmw-later.target '[Unit]' 'Description=What a login can do without'
+    write_unit vmw-later.timer '[Unit]' 'Description=Start what a login can do without' \
+        '[Timer]' OnActiveSec=15 AccuracySec=1 Unit=vmw-later.target '[Install]' WantedBy=timers.target
+    systemctl enable vmw-later.timer
+    start_later sysinit dev-hugepages.mount dev-mqueue.mount proc-sys-fs-binfmt_misc.automount sys-kernel-config.mount \
         sys-kernel-debug.mount sys-kernel-tracing.mount systemd-binfmt.service systemd-journal-flush.service \
         systemd-random-seed.service systemd-timesyncd.service systemd-update-utmp.service
-    move later multi-user cron.service getty.target
-    # Of the devices, those without which there is no login and no agent; and never what has no driver to load and no rule.
+    start_later multi-user cron.service getty.target
+    # Of the devices, first those without which there is no login and no agent; and never what has no driver to load and no rule.
     write_unit systemd-udev-trigger.service.d/vmw.conf '[Service]' 'ExecStart=' \
         "ExecStart=-udevadm trigger --type=devices --action=add$(printf ' --subsystem-match=%s' "${early[@]}")"
     write_unit vmw-coldplug.service '[Unit]' 'Description=Coldplug the other udev devices' \
@@ -258,15 +255,15 @@ configure_order() {
     ln -sf /dev/null /etc/systemd/user-generators/systemd-xdg-autostart-generator
 }
 
-# Have a target that is started after the login pull units in, and not the one that does so now.
-#   move soon|later TARGET UNIT...
-move() {
-    local unit new=/etc/systemd/system/vmw-$1.target.wants old=/etc/systemd/system/$2.target.wants
-    shift 2
+# Have units started later, and not by the target that does so now.
+#   start_later TARGET UNIT...
+start_later() {
+    local unit new=/etc/systemd/system/vmw-later.target.wants old=/etc/systemd/system/$1.target.wants
+    shift
     install -d "$new" "$old"
     for unit; do
         ln -sf "/usr/lib/systemd/system/$unit" "$new/$unit"
-        # This hides the package's link of that name: systemd.unit(5).
+        # Hides the package's own link of that name.
         ln -sf /dev/null "$old/$unit"
     done
 }

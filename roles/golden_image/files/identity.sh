@@ -107,7 +107,7 @@ settle() {
 
 rehearse() {
     # Forks find running what a boot would start after the login.
-    systemctl start vmw-soon.target vmw-later.target
+    systemctl start vmw-later.target
     udevadm settle
     mount --version >/dev/null
     date >/dev/null
