@@ -31,15 +31,19 @@ at boot, or QEMU ends with "iotlb_to_section: Assertion `section_index < d->map.
 """
 
 SLOW_FEATURES = ("erms", "fsrm", "svm")
-"""Features of a CPU that make an emulated guest slower: with the first two the kernel and the C library copy and clear memory byte
-by byte, which QEMU repeats as often; for the third udev loads KVM's driver, with which nobody would run a VM there."""
+"""Features of a CPU that slow an emulated guest down.
+
+With the first two the kernel and the C library copy and clear memory byte by byte, which QEMU repeats as often. For the third
+udev loads KVM's driver, and nobody would run a VM there.
+"""
 
 EMULATED_CMDLINE = "no_timer_check tsc=reliable"
 """Kernel parameters under emulation.
 
-On a busy host the timer may miss the kernel's test of it, which then panics; under KVM the kernel leaves the test out. For a CPU of
-AMD's that does not promise a constant rate, QEMU's among them, and several CPUs that can be plugged in, the kernel takes the time
-stamp counter for unsynchronized (`unsynchronized_tsc` in arch/x86/kernel/tsc.c) and reads each time from an I/O port. QEMU derives
+On a busy host the timer may miss the kernel's test of it, which then panics; under KVM the kernel leaves the test out.
+
+QEMU's CPU is one of AMD's that does not promise a constant rate. With several that can be plugged in, the kernel takes their time
+stamp counters for unsynchronized (`unsynchronized_tsc` in arch/x86/kernel/tsc.c), and reads each time from an I/O port. QEMU has
 the counters of all emulated CPUs from one clock of the host.
 """
 

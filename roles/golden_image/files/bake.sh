@@ -210,8 +210,8 @@ configure_boot() {
     install -m 0755 "$here/identity.sh" /usr/lib/vmw/identity
     # systemd waits for each of these before it starts anything, and a clone has nothing of what they look for.
     for name in cloud-init-generator netplan systemd-cryptsetup-generator systemd-debug-generator systemd-gpt-auto-generator \
-        systemd-hibernate-resume-generator systemd-integritysetup-generator systemd-run-generator systemd-system-update-generator \
-        systemd-veritysetup-generator; do
+        systemd-hibernate-resume-generator systemd-integritysetup-generator systemd-run-generator \
+        systemd-system-update-generator systemd-veritysetup-generator; do
         ln -sf /dev/null "$generators/$name"
     done
     # What has nothing to do in a clone, and starts others to find that out. vmw-grow-root grows the root.
@@ -225,8 +225,8 @@ configure_boot() {
     systemctl mask unattended-upgrades.service
 }
 
-# A boot first starts what a login needs, name resolution included; on an emulated machine, the rest would make it wait for half of
-# its time. That starts by a timer, when the login has had its turn.
+# A boot first starts what a login needs, name resolution included; on an emulated machine, the rest would make it wait twice as
+# long. That starts by a timer, when the login has had its turn.
 configure_order() {
     local early=(block net virtio-ports)
     write_unit vmw-later.target '[Unit]' 'Description=What a login can do without'
