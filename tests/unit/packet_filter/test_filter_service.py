@@ -89,7 +89,7 @@ def test_policy_is_stored_for_who_asks_and_told(
     assert len(tables.applied) == 1
 
 
-def test_the_rules_of_ufw_that_have_our_mark_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ufw_lets_in_on_a_bridge_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ufw, "RULES", tmp_path / "user.rules")
     tuples = (
         "allow udp 67 0.0.0.0/0 any 0.0.0.0/0 in_br0 comment=766d77",
@@ -98,10 +98,11 @@ def test_the_rules_of_ufw_that_have_our_mark_are_told(tmp_path: Path, monkeypatc
         "allow tcp 47234 0.0.0.0/0 any 0.0.0.0/0 in_br0 comment=766d77",
         "allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 in",
         "allow tcp 80 0.0.0.0/0 any 0.0.0.0/0 in_br0 comment=776562",
+        "allow tcp 82 0.0.0.0/0 any 0.0.0.0/0 in_br0",
         "deny tcp 81 0.0.0.0/0 any 0.0.0.0/0 in_br0 comment=766d77",
     )
     ufw.RULES.write_text("".join(f"\n### tuple ### {line}\n-A ufw-user-input -j ACCEPT\n" for line in tuples))
-    assert ufw.openings() == ["br0 any 53", "br0 route", "br0 tcp 47234", "br0 udp 67"]
+    assert ufw.openings() == ["br0 any 53", "br0 route", "br0 tcp 47234", "br0 tcp 80", "br0 tcp 82", "br0 udp 67"]
 
 
 @pytest.mark.parametrize(

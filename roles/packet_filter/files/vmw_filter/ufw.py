@@ -6,17 +6,15 @@ import re
 from pathlib import Path
 
 RULES = Path("/etc/ufw/user.rules")
-_MARK = b"vmw".hex()
-"""The comment of the rules that the set-up of the host adds, as ufw writes comments down."""
 _OPENING = re.compile(
-    rf"^### tuple ### (?:(?P<route>route:allow) any any|allow (?P<protocol>\w+) (?P<port>\d+)) \S+ \S+ \S+ in_(?P<device>\S+)"
-    rf" comment={_MARK}$",
+    r"^### tuple ### (?:(?P<route>route:allow) any any|allow (?P<protocol>\w+) (?P<port>\d+)) \S+ \S+ \S+ in_(?P<device>\S+)"
+    r"(?: comment=\w+)?$",
     re.MULTILINE | re.ASCII,
 )
 
 
 def openings() -> list[str]:
-    """Return what the set-up's rules let in, as in ``br0 udp 67`` or ``br0 route``, also while ufw is off."""
+    """Return what is let in on one network device, as in ``br0 udp 67`` or ``br0 route``, also while ufw is off."""
     try:
         text = RULES.read_text(errors="replace")
     except OSError:
