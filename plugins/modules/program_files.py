@@ -108,8 +108,6 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={"directory": {"type": "path", "required": True}, "files": {"type": "dict", "required": True}},
         supports_check_mode=True,
-        # The host's log has no use for whole programs.
-        no_log=True,
     )
     run(module, install)
 
