@@ -68,7 +68,7 @@ Type=oneshot
 ExecStart=/usr/local/sbin/vmw-grow-root
 
 [Install]
-WantedBy=vmw-later.target
+WantedBy=multi-user.target
 UNIT
     systemctl enable vmw-grow-root.service
 }
@@ -228,7 +228,7 @@ configure_boot() {
 # A boot first starts what a login needs, name resolution included; on an emulated machine, the rest would make it wait twice as
 # long. That starts by a timer, when the login has had its turn.
 configure_order() {
-    local early=(block net virtio-ports)
+    local early=(block input net virtio-ports)
     write_unit vmw-later.target '[Unit]' 'Description=What a login can do without'
     write_unit vmw-later.timer '[Unit]' 'Description=Start what a login can do without' \
         '[Timer]' OnActiveSec=15 AccuracySec=1 Unit=vmw-later.target '[Install]' WantedBy=timers.target

@@ -107,7 +107,8 @@ settle() {
 
 rehearse() {
     # Forks find running what a boot would start after the login.
-    systemctl start vmw-later.target
+    # shellcheck disable=SC2046 # names of units
+    systemctl start vmw-later.target $(systemctl show --property=Wants --value vmw-later.target)
     udevadm settle
     mount --version >/dev/null
     date >/dev/null
