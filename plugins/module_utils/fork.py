@@ -162,7 +162,7 @@ def begin(files: InstanceFiles, instance: Instance, template: Template) -> None:
 def _load(files: InstanceFiles, instance: Instance, template: Template) -> None:
     """Load a template's memory into a VM, and write down how that ended."""
     try:
-        with turn(files.state, instance.virt_type):
+        with turn(files.state, instance.virt_type, files.load):
             began = time.monotonic()
             connection = connect(instance.libvirt_uri)
             itself = Fork(instance.name, instance.uuid, str(files.record), str(files.disk), str(files.console))

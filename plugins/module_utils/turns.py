@@ -13,11 +13,11 @@ from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwErro
 from ansible_collections.vmw.worktree.plugins.module_utils.state import LOCK_POLL_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 
-WAIT_SECONDS = 900.0
+WAIT_SECONDS = 600.0
 """After this time a guest starts beside the others: one that never comes up holds nobody back for good."""
 
 
@@ -27,14 +27,25 @@ def places(virt_type: str) -> int:
 
 
 @contextlib.contextmanager
-def turn(state: State, virt_type: str) -> Iterator[None]:
-    """Wait until few enough of this user's guests start, and be one of them."""
-    count = places(virt_type)
+def turn(state: State, virt_type: str, check: Callable[[], object]) -> Iterator[bool]:
+    """Wait until few enough of this user's guests start, and be one of them.
+
+    Args:
+        state: Where the user's VMs are.
+        virt_type: The guest's.
+        check: Called again and again meanwhile; raises when the guest need not start any more.
+
+    Yields:
+        Whether there was something to wait for.
+    """
+    count, waited = places(virt_type), False
     with contextlib.ExitStack() as stack:
         deadline = time.monotonic() + WAIT_SECONDS
         while count and not _take(stack, state, count) and time.monotonic() < deadline:
+            waited = True
+            check()
             time.sleep(LOCK_POLL_SECONDS)
-        yield
+        yield waited
 
 
 def _take(stack: contextlib.ExitStack, state: State, count: int) -> bool:

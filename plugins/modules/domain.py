@@ -39,7 +39,9 @@ options:
     elements: str
     default: []
   wait:
-    description: Whether to wait until the guest can be used.
+    description:
+      - Whether to wait until the guest can be used.
+      - As many of the user's emulated VMs start at a time as the host has CPUs. One that is waited for is among them until then.
     type: bool
     default: true
   timeout:
@@ -174,6 +176,21 @@ def check_loaded(progress: fork.Progress, domain: Any) -> None:  # noqa: ANN401
         raise VmwError(progress.reason or "it was interrupted")
 
 
+def finish_fork(files: InstanceFiles, instance: Instance, domain: Any, shares: list[Share], clock: Clock) -> str:  # noqa: ANN401
+    """Make a loaded fork a whole VM; or take it back, and return why."""
+    progress = fork.read_progress(files) or fork.Progress(fork.FAILED)
+    try:
+        check_loaded(progress, domain)
+        clock.add("restore, in the background", progress.seconds)
+        clock.add("set apart, in the background", progress.apart_seconds)
+        fork.complete(files, instance, domain, shares)
+    except (VmwError, libvirt.libvirtError) as error:
+        fork.discard(files, instance, domain)
+        return getattr(error, "message", str(error)) or "it failed"
+    clock.note("identity and shares")
+    return ""
+
+
 def start(
     files: InstanceFiles,
     connection: Any,  # noqa: ANN401
@@ -188,28 +205,23 @@ def start(
     """
     instance, record = files.load(), str(files.record)
     domain = find_own_domain(connection, files.name, record)
-    progress, reason = fork.read_progress(files), ""
-    forked = progress is not None and not fork.adopt(files)
+    reason = ""
+    forked = fork.read_progress(files) is not None and not fork.adopt(files)
     if forked:
         clock.note("wait for the restore")
     elif is_running(domain):
         return "none", ""
-    turns.enter_context(turn(files.state, instance.virt_type))
-    clock.note("wait for a turn")
-    if progress and forked:
-        try:
-            check_loaded(progress, domain)
-            clock.add("restore, in the background", progress.seconds)
-            clock.add("set apart, in the background", progress.apart_seconds)
-            fork.complete(files, instance, domain, shares)
-            clock.note("identity and shares")
-        except (VmwError, libvirt.libvirtError) as error:
-            reason = getattr(error, "message", str(error))
-            fork.discard(files, instance, domain)
-            # A domain that is gone leaves nothing behind but its definition.
-            domain = find_own_domain(connection, files.name, record)
-        else:
+    if turns.enter_context(turn(files.state, instance.virt_type, files.load)):
+        clock.note("wait for a turn")
+    if is_running(domain) and not forked:
+        # Somebody else's `virsh start` came meanwhile.
+        return "none", ""
+    if forked:
+        reason = finish_fork(files, instance, domain, shares, clock)
+        if not reason:
             return "warm", ""
+        # A domain that is gone leaves nothing behind but its definition.
+        domain = find_own_domain(connection, files.name, record)
     suspended = has_saved_memory(domain)
     if suspended:
         name_card(instance, domain)

@@ -142,6 +142,22 @@ def test_a_vm_that_runs_is_left_alone(files: InstanceFiles, events: list[str], m
     assert files.console.read_text() == "of the boot before"
 
 
+def test_a_vm_that_somebody_starts_while_it_waits_for_its_turn_is_left_alone(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = Domain()
+
+    @contextlib.contextmanager
+    def turn(*_arguments: object) -> Iterator[bool]:
+        domain.active = True
+        yield True
+
+    monkeypatch.setattr(module, "turn", turn)
+    how, phases = start(files, domain, monkeypatch)
+    assert (how, phases) == (("none", ""), ["wait for a turn"])
+    assert files.console.read_text() == "of the boot before"
+
+
 def test_a_cold_start_has_a_console_log_of_its_own(
     files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +165,7 @@ def test_a_cold_start_has_a_console_log_of_its_own(
     how, phases = start(files, domain, monkeypatch)
     assert how == ("cold", "")
     assert domain.active
-    assert phases == ["wait for a turn", "QEMU start"]
+    assert phases == ["QEMU start"]
     assert files.console.read_text() == ""
     assert files.console.stat().st_mode & 0o777 == 0o600
 
@@ -176,7 +192,6 @@ def test_a_loaded_fork_is_completed(files: InstanceFiles, events: list[str], mon
     assert events == ["complete"]
     assert phases == [
         "wait for the restore",
-        "wait for a turn",
         "restore, in the background",
         "set apart, in the background",
         "identity and shares",
