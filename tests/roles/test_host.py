@@ -189,7 +189,7 @@ def test_packet_filter_does_what_the_user_asks(host: RoleHost) -> None:
     }
     assert ask_filter(host, verb="set", **policy) == {"ok": True, "changed": True}
     assert ask_filter(host, verb="set", **policy) == {"ok": True, "changed": False}
-    assert ask_filter(host, verb="status") == {"ok": True, "version": 1, "loaded": True, "policies": [policy]}
+    assert ask_filter(host, verb="status") == {"ok": True, "version": 1, "loaded": True, "policies": [policy], "ufw": []}
     assert ask_filter(host, verb="refused", name="a") == {"ok": True, "refused": []}
     assert ask_filter(host, verb="set", **{**policy, "tap": "eth0"})["ok"] is False
     assert "guard_0000000a" in host.run("nft list table bridge vmw")
