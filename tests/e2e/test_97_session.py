@@ -313,6 +313,10 @@ def test_a_port_that_was_taken_is_told(vm: Person) -> None:
     assert done.returncode == CONFLICT, report(done)
     assert f"port {port_of(vm)}" in done.stderr
     vm.sh("systemctl --user stop e2e-taker.service", check=True)
+    # It is free again.
+    done = vm.vmw("start", NAME, timeout=BOOT_S)
+    assert done.returncode == 0, report(done)
+    assert vm.vmw("stop", NAME, "--force").returncode == 0
 
 
 def spawn_plain(person: Person) -> Done:
@@ -331,6 +335,7 @@ def test_the_playbook_makes_the_same_vm_beside_the_first(vm: Person) -> None:
     # The first one is off.
     assert listening(vm) == {f"127.0.0.1:{port_of(vm, PLAIN)}"}
     config = f"-F {STATE}/instances/{PLAIN}/ssh_config {SSH_OPTIONS}"
+    assert vm.sh(f"ssh {config} {PLAIN} hostname").stdout == f"{PLAIN}\n"
     commit = "cd repo && touch isolated && git add . && git commit -qm 'From the isolated guest' && git rev-parse HEAD"
     made = vm.sh(f'ssh {config} {PLAIN} "{commit}"')
     assert made.returncode == 0, report(made)
