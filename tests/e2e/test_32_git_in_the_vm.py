@@ -55,7 +55,8 @@ git reset -q --hard HEAD~1
 git tag v1
 git tag -a -m two v2
 git status --short
-git log -3 --format='%s|%an|%ae'
+# Commits of the same second stand in no other sure order.
+git log -3 --topo-order --format='%s|%an|%ae'
 git fsck --no-dangling
 """
 

@@ -88,6 +88,7 @@ def vm(session: Person) -> Person:
     session.sh(f"echo ANTHROPIC_API_KEY={KEY} > {STATE}/secrets/default/secrets.env", check=True)
     done = session.vmw("spawn", FEATURE_X, "--json", timeout=BOOT_S)
     assert done.returncode == 0, report(done)
+    assert json.loads(done.stdout)["instance"]["start"] == "warm", report(done)
     session.host.run(f"rm -f {HOME}/spawned && cat > {HOME}/spawned", stdin=done.stdout)
     return session
 
@@ -116,7 +117,6 @@ def test_the_host_has_nothing_of_roots_libvirt(session: Person) -> None:
 
 def test_a_vm_is_ready_warm_and_the_systems_libvirt_knows_none(vm: Person) -> None:
     spawned = json.loads(vm.read(f"{HOME}/spawned"))
-    assert spawned["instance"]["start"] == "warm"
     assert spawned["instance"]["egress"]["mode"] == "open"
     assert vm.domain_state(NAME) == "running"
     refused = vm.sh("virsh -q -c qemu:///system list --all --name")
