@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -290,6 +291,19 @@ class InstanceFiles:
         except (ValueError, KeyError, TypeError) as error:
             message = f"the record {self.record} cannot be read: {error}"
             raise VmwError(message, f"`vmw destroy {self.name}` removes what is left of this VM") from error
+
+    def check_complete(self, instance: Instance) -> None:
+        """See that a VM has what it starts from.
+
+        Raises:
+            VmwError: It was never finished, or is half removed.
+        """
+        needed = (self.disk, self.seed, self.host_key.with_suffix(".pub"))
+        missing = [path.name for path in needed if not path.is_file()]
+        if missing:
+            message = f"VM {self.name!r} was never finished, or is half removed: it lacks {', '.join(missing)}"
+            again = f"vmw spawn {shlex.quote(instance.worktree)} --name {self.name}"
+            raise VmwError(message, f"`{again}` completes it, `vmw destroy {self.name}` removes what is left of it")
 
     def save(self, instance: Instance) -> None:
         """Write the record, complete or not at all."""

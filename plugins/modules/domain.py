@@ -14,7 +14,7 @@ description:
   - Writes the domain XML of a recorded VM, defines it, starts it and waits until the guest can be used.
   - A VM whose disk M(vmw.worktree.overlay) made from a saved template becomes a machine of its own here, while it runs. When that
     fails, it is started cold, with a warning.
-  - One task for all of it, as each task costs some tenths of a second on the way to a usable VM.
+  - A guest that was suspended is given the time, and has its address confirmed, as the lease may have run out meanwhile.
   - With O(state=absent) forces the domain off and undefines it. A domain that does not carry this VM's mark is never touched.
 extends_documentation_fragment: [vmw.worktree.instance]
 attributes:
@@ -45,13 +45,19 @@ options:
     type: bool
     default: true
   timeout:
-    description: How long each phase of the wait may take, in seconds.
+    description: How long each phase of the wait may take, in seconds; V(0) is 180 under KVM and 900 in software, which takes
+      about five times as long.
     type: int
-    default: 180
+    default: 0
   timings:
     description: Whether to ask the guest how long its kernel and its services took, which takes some time itself.
     type: bool
     default: false
+  proxy_port:
+    description: The port of the user's proxy on the bridge, or 0 for the one of this user. A guest that was waited for is told of
+      it, when its network policy needs it.
+    type: int
+    default: 0
   libvirt_uri:
     description: Where libvirt listens. Used with O(state=absent), when there is no record that tells.
     type: str
@@ -97,282 +103,9 @@ timings:
   elements: dict
 """
 
-import contextlib
-import json
-import time
-from typing import Any
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmw.worktree.plugins.module_utils import fork, guest_agent, packet_filter
-from ansible_collections.vmw.worktree.plugins.module_utils.console import begin_console
-from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import (
-    Boot,
-    HostSide,
-    Share,
-    Storage,
-    domain_xml,
-    tap_of,
-    with_tap,
-)
-from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
-from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles, files_of
-from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import (
-    connect,
-    find_own_domain,
-    has_saved_memory,
-    is_running,
-)
-from ansible_collections.vmw.worktree.plugins.module_utils.readiness import Guest
-from ansible_collections.vmw.worktree.plugins.module_utils.state import qemu_label, qemu_peer, write_file
-from ansible_collections.vmw.worktree.plugins.module_utils.turns import turn
-
-try:
-    import libvirt
-except ImportError:
-    libvirt = None
-
-
-def boot_of(files: InstanceFiles, instance: Instance) -> Boot:
-    """Return what the VM's generation boots.
-
-    Raises:
-        VmwError: The generation is gone or damaged.
-    """
-    directory = files.state.images / instance.generation
-    try:
-        cmdline = json.loads((directory / "manifest.json").read_text())["cmdline"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"the golden image {instance.generation} is damaged: {error}"
-        raise VmwError(message, "build a new one with `vmw image build`") from error
-    return Boot.of(directory, cmdline)
-
-
-class Clock:
-    """Takes the time of phases that follow each other."""
-
-    def __init__(self) -> None:
-        """Begin the first one."""
-        self.phases: list[dict[str, Any]] = []
-        self._began = time.monotonic()
-
-    def note(self, phase: str) -> None:
-        """End a phase, and begin the next one."""
-        now = time.monotonic()
-        self.add(phase, now - self._began)
-        self._began = now
-
-    def add(self, phase: str, seconds: float) -> None:
-        """Add what was taken elsewhere."""
-        self.phases.append({"phase": phase, "seconds": round(seconds, 3)})
-
-
-def check_loaded(progress: fork.Progress, domain: Any) -> None:  # noqa: ANN401
-    """Refuse to complete a fork whose memory was not loaded.
-
-    Raises:
-        VmwError: With the reason.
-    """
-    if progress.phase != fork.LOADED or not is_running(domain):
-        raise VmwError(progress.reason or "it was interrupted")
-
-
-def finish_fork(files: InstanceFiles, instance: Instance, domain: Any, shares: list[Share], clock: Clock) -> str:  # noqa: ANN401
-    """Make a loaded fork a whole VM; or take it back, and return why."""
-    progress = fork.read_progress(files) or fork.Progress(fork.FAILED)
-    try:
-        check_loaded(progress, domain)
-        clock.add("restore, in the background", progress.seconds)
-        clock.add("set apart, in the background", progress.apart_seconds)
-        fork.complete(files, instance, domain, shares)
-    except (VmwError, libvirt.libvirtError) as error:
-        fork.discard(files, instance, domain)
-        return getattr(error, "message", str(error)) or "it failed"
-    clock.note("identity and shares")
-    return ""
-
-
-def start(
-    files: InstanceFiles,
-    connection: Any,  # noqa: ANN401
-    shares: list[Share],
-    clock: Clock,
-    turns: contextlib.ExitStack,
-) -> tuple[str, str]:
-    """Have the defined VM run; ``turns`` keeps its turn at starting, until it is closed.
-
-    Returns:
-        How it was started, and why it is no fork when it was to be one.
-    """
-    instance, record = files.load(), str(files.record)
-    domain = find_own_domain(connection, files.name, record)
-    reason = ""
-    forked = fork.read_progress(files) is not None and not fork.adopt(files)
-    if forked:
-        clock.note("wait for the restore")
-    elif is_running(domain):
-        return "none", ""
-    if turns.enter_context(turn(files.state, instance.virt_type, files.load)):
-        clock.note("wait for a turn")
-    if is_running(domain) and not forked:
-        # Somebody else's `virsh start` came meanwhile.
-        return "none", ""
-    if forked:
-        reason = finish_fork(files, instance, domain, shares, clock)
-        if not reason:
-            return "warm", ""
-        # A domain that is gone leaves nothing behind but its definition.
-        domain = find_own_domain(connection, files.name, record)
-    suspended = has_saved_memory(domain)
-    if suspended:
-        name_card(instance, domain)
-    else:
-        # What goes on from saved memory is the boot that the log tells of.
-        begin_console(files.console)
-    try:
-        domain.create()
-    except libvirt.libvirtError as error:
-        # Somebody else's `virsh start` may have come first.
-        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or not is_running(domain):
-            raise
-    clock.note("QEMU start")
-    return "resumed" if suspended else "cold", reason
-
-
-def name_card(instance: Instance, domain: Any) -> None:  # noqa: ANN401
-    """Have saved memory of the time before there were network policies go on with a card that the packet filter knows."""
-    if instance.is_session:
-        return
-    saved = domain.managedSaveGetXMLDesc(libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
-    if tap_of(saved, instance.mac) != instance.tap:
-        domain.managedSaveDefineXML(with_tap(saved, instance.mac, instance.tap), 0)
-
-
-def boot_phases(domain: Any, clock: Clock) -> None:  # noqa: ANN401
-    """Add how long the guest's kernel and its services took, as its systemd tells: org.freedesktop.systemd1(5)."""
-    names = ("UserspaceTimestampMonotonic", "FinishTimestampMonotonic")
-    try:
-        told = guest_agent.call(domain, "/bin/systemctl", "show", *(f"--property={name}" for name in names))
-        values = dict(line.split("=", 1) for line in told.output.splitlines())
-        userspace, finished = (int(values[name]) / 1e6 for name in names)
-    except (VmwError, ValueError, KeyError, OverflowError):
-        return
-    clock.add("kernel", userspace)
-    if finished > userspace:
-        clock.add("userspace", finished - userspace)
-
-
-def await_guest(guest: Guest, clock: Clock, mountpoints: list[str]) -> str:
-    """Wait until a guest can be used, and return its address. A fork mounts its shares before it says that it is done."""
-    guest.address()
-    clock.note("network")
-    address = guest.ssh()
-    clock.note("ssh")
-    if mountpoints:
-        guest.shares(mountpoints)
-        clock.note("shares")
-    return address
-
-
-def running(module: AnsibleModule) -> dict[str, Any]:
-    """Define the VM, start it and wait."""
-    files = files_of(module.params["state_dir"], module.params["name"])
-    if module.check_mode and not files.exists():
-        return {"changed": True, "xml": "", "path": str(files.domain), "start": "none", "timings": []}
-    instance = files.load()
-    clock = Clock()
-    shares = [Share(tag, socket) for tag, socket in module.params["sockets"].items()]
-    host = HostSide(
-        record=str(files.record),
-        boot=boot_of(files, instance),
-        storage=Storage(disk=str(files.disk), seed=str(files.seed), console=str(files.console)),
-        shares=shares,
-        label=qemu_label(qemu_peer(instance.libvirt_uri)),
-    )
-    xml = domain_xml(instance, host)
-    before = files.domain.read_text() if files.domain.is_file() else ""
-    result: dict[str, Any] = {
-        "xml": xml,
-        "path": str(files.domain),
-        "diff": {"before": before, "after": xml, "before_header": str(files.domain), "after_header": str(files.domain)},
-    }
-    connection = connect(instance.libvirt_uri)
-    domain = find_own_domain(connection, files.name, str(files.record))
-    if module.check_mode:
-        return {"changed": before != xml or not is_running(domain), "start": "none", "timings": [], **result}
-    write_file(files.domain, xml, 0o600)
-    with contextlib.ExitStack() as turns:
-        # Waits for a template's memory that is being loaded, and for another spawn of the same VM.
-        with files.start_lock():
-            files.load()
-            connection.defineXML(xml)
-            how, reason = start(files, connection, shares, clock, turns)
-        if reason:
-            module.warn(f"{files.name} could not be forked of the template, and is started cold: {reason}")
-        if how == "none":
-            running_xml = find_own_domain(connection, files.name, str(files.record)).XMLDesc()
-            if warning := packet_filter.card_warning(instance, running_xml):
-                module.warn(warning)
-        told = {**instance.as_dict(), "start": how, "state": "running"}
-        result["changed"] = before != xml or how != "none"
-        if module.params["wait"]:
-            guest = Guest(files, instance, connection, module.params["timeout"])
-            told["address"] = result["address"] = await_guest(guest, clock, module.params["mountpoints"] if how != "warm" else [])
-            if module.params["timings"] and how == "cold":
-                boot_phases(find_own_domain(connection, files.name, str(files.record)), clock)
-    return {"start": how, "instance": told, "timings": clock.phases, **result}
-
-
-def libvirt_of(files: InstanceFiles, fallback: str) -> str:
-    """Return the libvirt at which a VM was made, whatever the settings say today.
-
-    Args:
-        files: The VM's files.
-        fallback: For a VM whose record is gone or broken.
-    """
-    try:
-        return files.read().libvirt_uri
-    except VmwError:
-        return fallback
-
-
-def absent(module: AnsibleModule) -> dict[str, Any]:
-    """Force the domain off and undefine it."""
-    files = files_of(module.params["state_dir"], module.params["name"])
-    if module.check_mode:
-        # Taking the lock would make its file.
-        return remove(module, files)
-    # A template's memory that is being loaded becomes a domain in a moment.
-    with files.start_lock():
-        return remove(module, files)
-
-
-def remove(module: AnsibleModule, files: InstanceFiles) -> dict[str, Any]:
-    """Remove the domain."""
-    connection = connect(libvirt_of(files, module.params["libvirt_uri"]))
-    try:
-        domain = find_own_domain(connection, files.name, str(files.record))
-    except VmwError as error:
-        if files.directory.is_dir():
-            # What is left of ours goes all the same.
-            module.warn(error.message)
-            return {"changed": False}
-        # Another name, the way out of a spawn, is none here.
-        raise VmwError(error.message, "vmw leaves it alone; `virsh` removes it if it is yours", error.code) from error
-    if domain is not None and not module.check_mode:
-        if has_saved_memory(domain):
-            module.warn(f"the saved memory of {files.name} goes with it, with whatever ran in it")
-        # A fork that is being loaded is transient: libvirt forgets it when it ends.
-        persistent = domain.isPersistent()
-        if is_running(domain):
-            domain.destroy()
-        if persistent:
-            domain.undefineFlags(
-                libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-                | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-                | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-                | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
-            )
-    return {"changed": domain is not None}
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
+from ansible_collections.vmw.worktree.plugins.module_utils.layers.domain import absent, running
 
 
 def main() -> None:
@@ -385,8 +118,9 @@ def main() -> None:
             "sockets": {"type": "dict"},
             "mountpoints": {"type": "list", "elements": "str", "default": []},
             "wait": {"type": "bool", "default": True},
-            "timeout": {"type": "int", "default": 180},
+            "timeout": {"type": "int", "default": 0},
             "timings": {"type": "bool", "default": False},
+            "proxy_port": {"type": "int", "default": 0},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
         },
         required_if=[("state", "running", ["sockets"])],

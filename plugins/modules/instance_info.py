@@ -21,11 +21,6 @@ attributes:
   diff_mode:
     support: none
     description: Only reads.
-options:
-  complete:
-    description: Whether to fail when files are missing without which the VM cannot start.
-    type: bool
-    default: false
 """
 
 EXAMPLES = r"""
@@ -48,12 +43,11 @@ state:
   type: str
 """
 
-import shlex
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
-from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles, files_of
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import files_of
 from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import (
     connect,
     domain_state,
@@ -61,26 +55,10 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
 )
 
 
-def check_complete(files: InstanceFiles, instance: Instance) -> None:
-    """See that a VM has what it starts from.
-
-    Raises:
-        VmwError: It was never finished, or is half removed.
-    """
-    needed = (files.disk, files.seed, files.host_key.with_suffix(".pub"))
-    missing = [path.name for path in needed if not path.is_file()]
-    if missing:
-        message = f"VM {files.name!r} was never finished, or is half removed: it lacks {', '.join(missing)}"
-        again = f"vmw spawn {shlex.quote(instance.worktree)} --name {files.name}"
-        raise VmwError(message, f"`{again}` completes it, `vmw destroy {files.name}` removes what is left of it")
-
-
 def read(module: AnsibleModule) -> dict[str, Any]:
     """Return the record and the state."""
     files = files_of(module.params["state_dir"], module.params["name"])
     instance = files.load()
-    if module.params["complete"]:
-        check_complete(files, instance)
     domain = find_own_domain(connect(instance.libvirt_uri), files.name, str(files.record))
     return {"changed": False, "instance": instance.as_dict(), "state": domain_state(domain)}
 
@@ -91,7 +69,6 @@ def main() -> None:
         argument_spec={
             "state_dir": {"type": "str", "required": True},
             "name": {"type": "str", "required": True},
-            "complete": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

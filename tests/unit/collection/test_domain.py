@@ -12,9 +12,9 @@ from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import tap
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.fork import Progress
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import domain as module
+from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
-from ansible_collections.vmw.worktree.plugins.modules import domain as module
-from ansible_collections.vmw.worktree.plugins.modules.domain import Clock
 from records import record
 
 if TYPE_CHECKING:
@@ -378,6 +378,8 @@ class Host:
         monkeypatch.setattr(module, "start", self.start)
         monkeypatch.setattr(module, "boot_phases", lambda *_arguments: events.append("boot phases"))
         monkeypatch.setattr(module, "Guest", Guest)
+        monkeypatch.setattr(module, "wake", lambda *_arguments: events.append("wake"))
+        monkeypatch.setattr(module, "tell_guest", lambda *_arguments: events.append("tell"))
 
     def start(self, _files: InstanceFiles, _connection: object, shares: list[Share], *_rest: object) -> Any:  # noqa: ANN401
         assert self.connection.defined, "started before it was defined"
@@ -393,6 +395,7 @@ class Host:
             "wait": True,
             "timeout": 1,
             "timings": False,
+            "proxy_port": 0,
             "libvirt_uri": "qemu:///system",
         }
         return SimpleNamespace(params={**values, **parameters}, check_mode=check_mode, warn=self.warnings.append)
@@ -408,10 +411,16 @@ def host(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 def test_a_cold_start_is_waited_for_to_its_shares(host: Host) -> None:
     result = host.running()
-    assert host.events == ["start ['vmw:repo']", "address", "ssh", "shares ['/home/claude/repo']"]
+    assert host.events == ["start ['vmw:repo']", "address", "ssh", "shares ['/home/claude/repo']", "tell"]
     assert (result["changed"], result["start"], result["address"]) == (True, "cold", "192.0.2.8")
     assert [phase["phase"] for phase in result["timings"]] == ["network", "ssh", "shares"]
     assert host.warnings == []
+
+
+def test_a_resumed_guest_is_told_the_time_also_when_nobody_waits(host: Host) -> None:
+    host.outcome = ("resumed", "")
+    host.running(wait=False)
+    assert host.events == ["start ['vmw:repo']", "wake"]
 
 
 def test_the_record_is_told_with_what_became_of_it(host: Host) -> None:
@@ -422,7 +431,7 @@ def test_the_record_is_told_with_what_became_of_it(host: Host) -> None:
 def test_a_fork_has_mounted_its_shares_already(host: Host) -> None:
     host.outcome = ("warm", "")
     assert host.running()["start"] == "warm"
-    assert host.events == ["start ['vmw:repo']", "address", "ssh"]
+    assert host.events == ["start ['vmw:repo']", "address", "ssh", "tell"]
 
 
 def test_why_a_fork_became_a_cold_start_is_a_warning(host: Host) -> None:

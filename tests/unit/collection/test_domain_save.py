@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.vmw.worktree.plugins.module_utils import fork, guest_agent, passt_units, saved_memory
+from ansible_collections.vmw.worktree.plugins.module_utils import fork, passt_units, saved_memory
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.image import InterruptedByUserError, Progress
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
 from ansible_collections.vmw.worktree.plugins.module_utils.saved_memory import check_daemon, check_room, failure
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import Daemon
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
-from ansible_collections.vmw.worktree.plugins.modules import domain_save, guest_wake
+from ansible_collections.vmw.worktree.plugins.modules import domain_save
 from records import record, session_record
 
 if TYPE_CHECKING:
@@ -114,9 +113,8 @@ def watch(check: Callable[[], None]) -> Any:  # noqa: ANN401 - stands for a Call
 
 
 def use(monkeypatch: pytest.MonkeyPatch, domain: Domain | None) -> None:
-    for each in (domain_save, guest_wake):
-        monkeypatch.setattr(each, "connect", lambda uri: uri)
-        monkeypatch.setattr(each, "find_own_domain", lambda _connection, _name, _record: domain)
+    monkeypatch.setattr(domain_save, "connect", lambda uri: uri)
+    monkeypatch.setattr(domain_save, "find_own_domain", lambda _connection, _name, _record: domain)
 
 
 def test_memory_is_saved(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,59 +275,3 @@ def test_saved_memory_is_lost_by_force_alone(files: InstanceFiles, monkeypatch: 
     assert domain.calls == ["managedSaveRemove"]
     assert "given up" in call.warnings[0]
     assert domain_save.absent(module(files)) == {"changed": False, "saved": False}
-
-
-class Guest:
-    """A guest's agent, with a clock that is behind."""
-
-    def __init__(self, behind: float, *, deaf: bool = False, stubborn: bool = False) -> None:
-        self.behind, self.deaf, self.stubborn = behind, deaf, stubborn
-        self.orders: list[str] = []
-
-    def qemuAgentCommand(self, _domain: object, order: str, _timeout: int, _flags: int) -> str:  # noqa: N802 - libvirt's name
-        asked = json.loads(order)
-        self.orders.append(asked["execute"])
-        if self.deaf:
-            raise LibvirtError
-        if asked["execute"] == "guest-get-time":
-            return json.dumps({"return": int((time.time() - self.behind) * 1e9)})
-        if asked["execute"] == "guest-set-time":
-            self.behind = self.behind if self.stubborn else time.time() - asked["arguments"]["time"] / 1e9
-            # Without hwclock(8).
-            raise LibvirtError
-        return json.dumps({"return": {"pid": 1}})
-
-
-def wake(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch, guest: Guest) -> tuple[dict[str, Any], list[str]]:
-    use(monkeypatch, Domain())
-    monkeypatch.setattr(guest_agent, "libvirt", Libvirt)
-    monkeypatch.setattr(guest_agent, "libvirt_qemu", guest)
-    call = module(files, timeout=0)
-    return guest_wake.wake(call), call.warnings
-
-
-def test_a_clock_that_stood_still_is_set(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    guest = Guest(3600)
-    result, warnings = wake(files, monkeypatch, guest)
-    assert result["changed"]
-    assert -3601 < result["offset"] < -3599
-    assert guest.behind < 1
-    assert guest.orders[-1] == "guest-exec"
-    assert warnings == []
-
-
-def test_a_clock_that_is_right_is_left_alone(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    guest = Guest(0)
-    assert not wake(files, monkeypatch, guest)[0]["changed"]
-    assert guest.orders == ["guest-get-time", "guest-exec"]
-
-
-def test_a_clock_that_cannot_be_set_is_told(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, warnings = wake(files, monkeypatch, Guest(3600, stubborn=True))
-    assert "3600 s off" in warnings[0]
-
-
-def test_an_agent_that_does_not_answer_is_told(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    result, warnings = wake(files, monkeypatch, Guest(0, deaf=True))
-    assert result == {"changed": False, "offset": None}
-    assert "does not answer" in warnings[0]

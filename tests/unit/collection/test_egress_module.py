@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,8 +12,9 @@ from ansible_collections.vmw.worktree.plugins.module_utils.egress import Egress
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.guest_agent import Ended
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import policy as module
+from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Part
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
-from ansible_collections.vmw.worktree.plugins.modules import egress as module
 from records import record, session_record
 
 if TYPE_CHECKING:
@@ -78,17 +78,17 @@ def files(tmp_path: Path) -> InstanceFiles:
     return files
 
 
+def task(files: InstanceFiles, warnings: list[str], *, check_mode: bool = False, **values: object) -> Part:
+    """Return a task that asks for a policy."""
+    parameters = {"mode": "", "allow": [], "forbid": [], "proxy_port": 47123, **values}
+    return Part({"state_dir": str(files.state.root), "name": "one", **parameters}, check_mode, warnings.append)
+
+
 def call(files: InstanceFiles, *, check_mode: bool = False, **values: object) -> tuple[dict[str, Any], list[str]]:
     """Run the module and return its results and warnings."""
     warnings: list[str] = []
-    parameters = {"mode": "", "allow": [], "forbid": [], "proxy_port": 47123, "tell_guest": False, **values}
-    ansible: Any = SimpleNamespace(
-        params={"state_dir": str(files.state.root), "name": "one", "state": "present", **parameters},
-        check_mode=check_mode,
-        warn=warnings.append,
-    )
-    work = module.absent if parameters.get("state") == "absent" else module.present
-    return work(ansible), warnings
+    work = module.absent if values.get("state") == "absent" else module.present
+    return work(task(files, warnings, check_mode=check_mode, **values)), warnings
 
 
 def test_a_policy_is_enforced_and_written_down(host: Host, files: InstanceFiles) -> None:
@@ -120,8 +120,7 @@ def test_check_mode_asks_nobody(host: Host, files: InstanceFiles) -> None:
 
 
 def test_a_running_guest_is_told_its_proxy_and_that_it_needs_none(host: Host, files: InstanceFiles) -> None:
-    result, _ = call(files, mode="allowlist")
-    assert not result["stale"]
+    call(files, mode="allowlist")
     assert f"https_proxy={URL}" in host.told[0]
     assert files.load().egress.told == URL
     call(files, allow=["a.org"])
@@ -133,20 +132,21 @@ def test_a_running_guest_is_told_its_proxy_and_that_it_needs_none(host: Host, fi
 
 def test_a_guest_that_is_off_is_told_when_it_runs(host: Host, files: InstanceFiles) -> None:
     host.running = False
-    result, warnings = call(files, mode="allowlist")
-    assert result["stale"]
+    _, warnings = call(files, mode="allowlist")
     assert host.told == warnings == []
     host.running = True
-    assert call(files)[0]["stale"]
-    result, _ = call(files, tell_guest=True)
-    assert not result["stale"]
+    call(files)
+    assert host.told == []
+    for _ in range(2):
+        module.tell_guest(task(files, warnings), files, host, 47123)
+    assert f"https_proxy={URL}" in host.told[0]
     assert len(host.told) == 1
+    assert files.load().egress.told == URL
 
 
 def test_a_guest_that_does_not_listen_is_warned_of_in_words_that_are_safe(host: Host, files: InstanceFiles) -> None:
     host.answer = Ended(1, "no\x1b[2J room\n")
-    result, (warning,) = call(files, mode="allowlist")
-    assert result["stale"]
+    _, (warning,) = call(files, mode="allowlist")
     assert "do not know their way" in warning
     assert "\x1b" not in warning
     assert files.load().egress == Egress("allowlist")
@@ -232,8 +232,8 @@ def test_passt_serves_a_vm_of_the_users_own_libvirt(host: Host, files: InstanceF
     host.refusal = VmwError("the filter was asked")
     assert call(files, check_mode=True)[0]["changed"]
     assert passt == {}
-    result, warnings = call(files, mode="open", tell_guest=True)
-    assert (result["changed"], result["stale"], result["egress"]["mode"], warnings) == (True, False, "open", [])
+    result, warnings = call(files, mode="open")
+    assert (result["changed"], result["egress"]["mode"], warnings) == (True, "open", [])
     assert passt == {"one": 22017}
     assert not call(files)[0]["changed"]
 

@@ -23,8 +23,8 @@ from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
     all_instances,
     files_of,
 )
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import record as module
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
-from ansible_collections.vmw.worktree.plugins.modules import instance as module
 
 GENERATION = "20261124-093012-5f0c1a9e"
 SIZES = {"memory_mib": 4096, "vcpus": 4, "disk_gib": 20}

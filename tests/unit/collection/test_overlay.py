@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import disk as overlay
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
-from ansible_collections.vmw.worktree.plugins.modules import overlay
 from records import record
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import read_settings
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import GitShare
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import GuestShare
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import seed
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import ShareSpec
-from ansible_collections.vmw.worktree.plugins.modules import seed
+from records import record
 
 ROOT = Path(__file__).parents[3]
 
@@ -149,3 +150,16 @@ def test_the_guests_program_uses_what_the_host_assigns() -> None:
     from_host = {*VARIABLES, "now", "entropy", "grown"}
     assert used - assigned <= from_host
     assert from_host - used == set()
+
+
+def test_the_identity_is_the_records() -> None:
+    instance = record()
+    data, network = seed.identity(instance)
+    assert (data["hostname"], data["fqdn"]) == (instance.name, f"{instance.name}.local")
+    (user,) = data["users"]
+    assert (user["name"], user["uid"], user["ssh_authorized_keys"]) == (
+        instance.guest_user,
+        instance.uid,
+        instance.authorized_keys,
+    )
+    assert network["ethernets"]["lan"] == {"match": {"macaddress": instance.mac}, "dhcp4": True, "dhcp-identifier": "mac"}

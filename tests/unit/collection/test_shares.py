@@ -10,8 +10,8 @@ import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import user_units
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import Keys
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import shares
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import NO_LINK, Bind, Mirror, ShareSpec
-from ansible_collections.vmw.worktree.plugins.modules import shares
 from records import recorded
 
 if TYPE_CHECKING:
@@ -90,6 +90,9 @@ class Module:
 
     def __init__(self, runtime_dir: Path) -> None:
         self.params = {"name": "n", "state_dir": str(runtime_dir / "state"), "runtime_dir": str(runtime_dir)}
+
+    def warn(self, warning: str) -> None:
+        raise AssertionError(warning)
 
 
 def absent(module: Module) -> dict[str, Any]:

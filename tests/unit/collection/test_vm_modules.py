@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import domain as domain_module
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
-from ansible_collections.vmw.worktree.plugins.modules import domain as domain_module
 from ansible_collections.vmw.worktree.plugins.modules import instance_info
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def files(tmp_path: Path) -> InstanceFiles:
 
 
 def module(files: InstanceFiles, **parameters: object) -> Any:  # noqa: ANN401 - stands for an AnsibleModule
-    values = {"state_dir": str(files.state.root), "name": "one", "libvirt_uri": "qemu:///system", "complete": False}
+    values = {"state_dir": str(files.state.root), "name": "one", "libvirt_uri": "qemu:///system"}
     return SimpleNamespace(params={**values, **parameters}, check_mode=True)
 
 
@@ -141,12 +141,12 @@ def test_the_state_is_libvirts(files: InstanceFiles, libvirt: Libvirt, domain: D
     assert libvirt.uris == ["qemu:///session"]
 
 
-def test_a_half_made_vm_is_not_started(files: InstanceFiles, libvirt: Libvirt) -> None:
+def test_a_half_made_vm_is_not_started(files: InstanceFiles) -> None:
     files.disk.touch()
     with pytest.raises(VmwError) as caught:
-        instance_info.read(module(files, complete=True))
+        files.check_complete(files.load())
     assert caught.value.message.endswith("it lacks cloud-init.iso, ssh_host_ed25519_key.pub")
     assert caught.value.hint.startswith("`vmw spawn '/home/dev/the one' --name one` completes it, `vmw destroy one`")
     files.seed.touch()
     files.host_key.with_suffix(".pub").touch()
-    assert instance_info.read(module(files, complete=True))["state"] == "undefined"
+    files.check_complete(files.load())

@@ -1,0 +1,247 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The vmw authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Make a VM for a worktree, or find it, and have it run."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm
+short_description: Have a VM for a worktree
+version_added: 0.1.0
+author: The vmw authors (@vmw-dev)
+description:
+  - Records a VM for a worktree, has its network policy enforced, makes its disk and its seed, serves its shares, starts it, and
+    waits until it can be used. What is there already is left as it is.
+  - Does what M(vmw.worktree.instance), M(vmw.worktree.egress), M(vmw.worktree.overlay), M(vmw.worktree.seed),
+    M(vmw.worktree.shares) and M(vmw.worktree.domain) do one after the other, in one task, as each task costs about half a second
+    on the way to a usable VM.
+attributes:
+  check_mode:
+    support: full
+    description: Says what would change, and changes nothing.
+  diff_mode:
+    support: partial
+    description: Shows the domain's XML before and after; the record is returned as a whole.
+options:
+  state_dir:
+    description: vmw's directory on the host.
+    type: str
+    required: true
+  worktree:
+    description: The absolute path of the worktree to make a VM for; without one, a recorded VM is started.
+    type: str
+  name:
+    description: The VM's name; by default made from the last component of O(worktree).
+    type: str
+  memory_mib:
+    description: Memory of a new VM, in MiB. Needed with O(worktree).
+    type: int
+  vcpus:
+    description: Virtual CPUs of a new VM. Needed with O(worktree).
+    type: int
+  disk_gib:
+    description: Size of a new VM's disk, in GiB. Needed with O(worktree).
+    type: int
+  bridge:
+    description: The host's bridge to which the VM is attached. Needed with O(worktree).
+    type: str
+  guest_user:
+    description: Name of the user in the guest. Needed with O(worktree).
+    type: str
+  git_mode:
+    description:
+      - What of the worktree's git data a new VM gets. V(protected) lets the guest commit to the repository, and keeps from it
+        whatever the host's git would run. V(isolated) gives it a git directory of its own, which only borrows the repository's
+        objects. V(none) is no git data at all.
+    type: str
+    choices: [protected, isolated, none]
+    default: protected
+  secrets_profile:
+    description: The secrets profile of a new VM, of which it sees C(secrets.env), when O(secrets) names none.
+    type: str
+    default: default
+  secrets:
+    description: The secrets profile that the VM is to have. An existing VM with another one is a failure.
+    type: str
+    default: ""
+  egress:
+    description:
+      - What a new VM may reach in the network; see M(vmw.worktree.egress), which changes it.
+      - With the user's own libvirt (C(qemu:///session)) only V(open), as nobody would enforce another one.
+    type: str
+    choices: [internet, allowlist, open, offline]
+    default: internet
+  keys:
+    description:
+      - How a new VM comes to the API keys of its secrets profile. V(proxy) keeps them on the host, whose proxy puts them into the
+        VM's requests; it does not go with C(qemu:///session). V(file) shows them to it, read-only.
+    type: str
+    choices: [file, proxy]
+    default: proxy
+  ssh_agent:
+    description:
+      - Whether plain ssh forwards the user's SSH agent to the VM, by the stanza that the user's own configuration can include.
+        Only V(forward) does; the filter of V(filter) is C(vmw ssh)'s.
+    type: str
+    choices: [forward, "off", filter]
+    default: forward
+  virt_type:
+    description: The accelerator.
+    type: str
+    choices: [auto, kvm, qemu]
+    default: auto
+  libvirt_uri:
+    description: Where libvirt listens.
+    type: str
+    default: qemu:///system
+  proxy_port:
+    description: The port of the user's proxy on the bridge, or 0 for the one of this user.
+    type: int
+    default: 0
+  warm:
+    description: Whether a new VM may be started as a fork of a saved template. Its memory is then loaded in the background.
+    type: bool
+    default: false
+  runtime_dir:
+    description: Directory of the shares' sockets; see M(vmw.worktree.shares).
+    type: str
+    default: ""
+  wait:
+    description: Whether to wait until the guest can be used.
+    type: bool
+    default: true
+  timeout:
+    description: How long each phase of the wait may take, in seconds; V(0) is 180 under KVM and 900 in software, which takes
+      about five times as long.
+    type: int
+    default: 0
+  timings:
+    description: Whether to ask the guest how long its kernel and its services took, which takes some time itself.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Have a VM for a worktree
+  vmw.worktree.vm:
+    state_dir: ~/.config/vmw
+    worktree: /home/me/Code/project
+    memory_mib: 4096
+    vcpus: 4
+    disk_gib: 20
+    bridge: br0
+    guest_user: claude
+    warm: true
+
+- name: Start it again
+  vmw.worktree.vm:
+    state_dir: ~/.config/vmw
+    name: project
+"""
+
+RETURN = r"""
+instance:
+  description: The instance record, with its address once the VM was waited for, its state and how it was started.
+  returned: success
+  type: dict
+start:
+  description: Whether the VM was started V(warm), as a fork of a template, V(cold), or V(resumed) from its saved memory; V(none)
+    when it ran already.
+  returned: success
+  type: str
+timings:
+  description: The phases and how long each took, in seconds.
+  returned: success
+  type: list
+  elements: dict
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmw.worktree.plugins.module_utils.egress import INTERNET, MODES
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import KEY_MODES, PROXY, files_of
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import disk, domain, policy, record, seed, shares
+from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock, Part
+from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE
+
+
+def recorded(module: AnsibleModule) -> dict[str, Any]:
+    """Return the record of a VM that was made earlier, when it has all that it starts from."""
+    files = files_of(module.params["state_dir"], module.params["name"])
+    instance = files.load()
+    files.check_complete(instance)
+    return {"changed": False, "instance": instance.as_dict()}
+
+
+def running(module: AnsibleModule) -> dict[str, Any]:
+    """Have every layer of the VM, one upon the other."""
+    parameters, clock = module.params, Clock()
+    done: list[dict[str, Any]] = []
+
+    def part(**more: object) -> Part:
+        return Part({**parameters, "name": done[0]["instance"]["name"], **more}, module.check_mode, module.warn)
+
+    done.append(record.present(module) if parameters["worktree"] else recorded(module))
+    clock.note("record")
+    # A host's reboot, or a new version of vmw, may have come since the VM was made.
+    done.append(policy.present(part(mode="", allow=[], forbid=[])))
+    clock.note("network policy")
+    if parameters["worktree"]:
+        done.append(disk.make(part()))
+        clock.note("disk")
+        done.append(seed.make(part()))
+        clock.note("seed")
+    served = shares.present(part())
+    done.append(served)
+    clock.note("shares' sockets")
+    started = domain.running(part(sockets=served["sockets"], mountpoints=served["mountpoints"]), clock)
+    done.append(started)
+    return {
+        "changed": any(each["changed"] for each in done),
+        "instance": {**done[0]["instance"], **started.get("instance", {})},
+        "start": started["start"],
+        "timings": clock.phases,
+        "diff": started.get("diff", {}),
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state_dir": {"type": "str", "required": True},
+            "worktree": {"type": "str"},
+            "name": {"type": "str"},
+            "memory_mib": {"type": "int"},
+            "vcpus": {"type": "int"},
+            "disk_gib": {"type": "int"},
+            "bridge": {"type": "str"},
+            "guest_user": {"type": "str"},
+            "git_mode": {"type": "str", "choices": ["protected", "isolated", "none"], "default": "protected"},
+            # Names of profiles, which Ansible would take for secrets by these options' names.
+            "secrets_profile": {"type": "str", "default": DEFAULT_PROFILE, "no_log": False},
+            "secrets": {"type": "str", "default": "", "no_log": False},
+            "egress": {"type": "str", "choices": list(MODES), "default": INTERNET},
+            "keys": {"type": "str", "choices": list(KEY_MODES), "default": PROXY, "no_log": False},
+            "ssh_agent": {"type": "str", "choices": ["forward", "off", "filter"], "default": "forward"},
+            "virt_type": {"type": "str", "choices": ["auto", "kvm", "qemu"], "default": "auto"},
+            "libvirt_uri": {"type": "str", "default": "qemu:///system"},
+            "proxy_port": {"type": "int", "default": 0},
+            "warm": {"type": "bool", "default": False},
+            "runtime_dir": {"type": "str", "default": ""},
+            "wait": {"type": "bool", "default": True},
+            "timeout": {"type": "int", "default": 0},
+            "timings": {"type": "bool", "default": False},
+        },
+        required_one_of=[("worktree", "name")],
+        required_by={"worktree": ("memory_mib", "vcpus", "disk_gib", "bridge", "guest_user")},
+        supports_check_mode=True,
+    )
+    run(module, running)
+
+
+if __name__ == "__main__":
+    main()

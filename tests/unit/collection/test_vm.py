@@ -1,0 +1,107 @@
+"""The one task that has every layer of a VM, with layers that only note what they are asked."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import disk, domain, policy, seed, shares
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import record as record_layer
+from ansible_collections.vmw.worktree.plugins.module_utils.state import State
+from ansible_collections.vmw.worktree.plugins.modules import vm
+from records import record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock, Part
+
+EVERY_LAYER = ["record", "policy", "disk", "seed", "shares", "domain"]
+
+
+class Layers:
+    """Stand for the layers: each says whether it changes anything, and notes its parameters."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Stand in for all of them."""
+        self.files = InstanceFiles(State(root), "one")
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.changing: set[str] = set()
+        self.started: dict[str, Any] = {
+            "instance": {"name": "one", "address": "192.0.2.7"},
+            "start": "cold",
+            "diff": {"after": "x"},
+        }
+        monkeypatch.setattr(record_layer, "present", self.noting("record", {"instance": record().as_dict()}))
+        monkeypatch.setattr(policy, "present", self.noting("policy", {}))
+        monkeypatch.setattr(disk, "make", self.noting("disk", {}))
+        monkeypatch.setattr(seed, "make", self.noting("seed", {}))
+        served = {"sockets": {"vmw:repo": "/r"}, "mountpoints": ["/m"]}
+        monkeypatch.setattr(shares, "present", self.noting("shares", served))
+        monkeypatch.setattr(domain, "running", self.start)
+
+    def noting(self, layer: str, told: dict[str, Any]) -> Callable[[Part], dict[str, Any]]:
+        def work(part: Part) -> dict[str, Any]:
+            self.asked.append((layer, part.params))
+            return {"changed": layer in self.changing, **told}
+
+        return work
+
+    def start(self, part: Part, clock: Clock) -> dict[str, Any]:
+        clock.note("QEMU start")
+        return {**self.noting("domain", {})(part), **self.started}
+
+    def run(self, **parameters: object) -> dict[str, Any]:
+        values = {"state_dir": str(self.files.state.root), "worktree": None, "name": None, "egress": "internet", "timeout": 0}
+        return vm.running(SimpleNamespace(params={**values, **parameters}, check_mode=False, warn=print))
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layers:
+    return Layers(tmp_path, monkeypatch)
+
+
+def test_a_worktree_gets_every_layer_in_order(host: Layers) -> None:
+    result = host.run(worktree="/w")
+    assert [layer for layer, _ in host.asked] == EVERY_LAYER
+    assert {parameters["name"] for _, parameters in host.asked[1:]} == {"one"}
+    assert host.asked[1][1]["mode"] == ""
+    assert host.asked[-1][1]["sockets"] == {"vmw:repo": "/r"}
+    assert host.asked[-1][1]["mountpoints"] == ["/m"]
+    assert [phase["phase"] for phase in result["timings"]] == [
+        "record", "network policy", "disk", "seed", "shares' sockets", "QEMU start",
+    ]  # fmt: skip
+    assert (result["start"], result["diff"], result["changed"]) == ("cold", {"after": "x"}, False)
+    assert (result["instance"]["address"], result["instance"]["uuid"]) == ("192.0.2.7", record().uuid)
+
+
+@pytest.mark.parametrize("layer", EVERY_LAYER)
+def test_a_change_of_any_layer_is_one(host: Layers, layer: str) -> None:
+    host.changing = {layer}
+    assert host.run(worktree="/w")["changed"]
+
+
+def test_a_recorded_vm_keeps_its_disk_and_its_seed(host: Layers) -> None:
+    host.files.save(record())
+    for path in (host.files.disk, host.files.seed, host.files.host_key.with_suffix(".pub")):
+        path.touch()
+    host.run(name="one")
+    assert [layer for layer, _ in host.asked] == ["policy", "shares", "domain"]
+
+
+def test_a_half_made_one_is_not_started(host: Layers) -> None:
+    host.files.save(record())
+    with pytest.raises(VmwError, match=r"lacks disk\.qcow2"):
+        host.run(name="one")
+    assert host.asked == []
+
+
+def test_before_anything_is_made_the_record_is_told(host: Layers) -> None:
+    host.started = {"start": "none"}
+    result = host.run(worktree="/w")
+    assert result["instance"] == record().as_dict()
+    assert result["diff"] == {}
