@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import time
@@ -39,14 +40,10 @@ class Answer(Enum):
     OWN = "the VM's host key"
 
 
-def speaks_ssh(address: str, port: int = SSH_PORT) -> bool:
-    """Tell whether an SSH server answers at ``address``."""
-    try:
-        with socket.create_connection((address, port), timeout=1) as connection:
-            connection.settimeout(5)
-            return connection.recv(4).startswith(b"SSH-")
-    except OSError:
-        return False
+def greets(connection: socket.socket) -> bool:
+    """Tell whether who answers at the other end is an SSH server."""
+    connection.settimeout(5)
+    return connection.recv(4).startswith(b"SSH-")
 
 
 def ssh_answer(address: str, host_key: str, port: int = SSH_PORT) -> Answer:
@@ -77,11 +74,17 @@ def ssh_address(address: str, host_key: str, instance: Instance) -> str:
         VmwError: Another machine answers.
     """
     port = instance.ssh_port or SSH_PORT
-    if not address or not speaks_ssh(address, port):
+    if not address:
         return ""
-    if not instance.is_session and neighbours().get(address) == instance.mac:
-        # It came from the VM's own card; a handshake to see its key takes an emulated guest half a second.
-        return address
+    try:
+        with socket.create_connection((address, port), timeout=1) as connection:
+            if not instance.is_session and neighbours().get(address) == instance.mac:
+                # The VM's own card took the connection. A greeting, or a key, takes an emulated guest half a second more.
+                return address
+            if not greets(connection):
+                return ""
+    except OSError:
+        return ""
     answer = ssh_answer(address, host_key, port)
     if answer is Answer.OTHER:
         message = f"the SSH server at {address} does not show the host key of this VM"
@@ -89,11 +92,17 @@ def ssh_address(address: str, host_key: str, instance: Instance) -> str:
     return address if answer is Answer.OWN else ""
 
 
+def mounted_places(mounts: str) -> set[str]:
+    """Return where something is mounted, of a table as proc_pid_mounts(5) has it: with octal codes for blanks and the like."""
+    fields = (line.split() for line in mounts.splitlines())
+    return {re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), each[1]) for each in fields if len(each) > 1}
+
+
 def shares_mounted(domain: Any, mountpoints: list[str]) -> bool:  # noqa: ANN401
-    """Tell whether the shares are mounted and logins are open."""
-    script = 'test ! -e /run/nologin && for place in "$@"; do mountpoint -q "$place" || exit 1; done'
+    """Tell whether the shares are mounted and logins are open: nologin(5)."""
     try:
-        return guest_agent.call(domain, "/bin/sh", "-c", script, "sh", *mountpoints).status == 0
+        mounted = mounted_places(guest_agent.read_file(domain, "/proc/self/mounts") or "")
+        return mounted.issuperset(mountpoints) and guest_agent.read_file(domain, "/run/nologin") is None
     except VmwError:
         # The agent does not answer yet.
         return False

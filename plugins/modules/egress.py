@@ -80,7 +80,7 @@ egress:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.egress import MODES
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
-from ansible_collections.vmw.worktree.plugins.module_utils.layers.policy import absent, present
+from ansible_collections.vmw.worktree.plugins.module_utils.layers.egress import absent, present
 
 
 def main() -> None:

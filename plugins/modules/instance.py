@@ -133,7 +133,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.egress import INTERNET, MODES
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import KEY_MODES, PROXY
-from ansible_collections.vmw.worktree.plugins.module_utils.layers.record import absent, leaving, present
+from ansible_collections.vmw.worktree.plugins.module_utils.layers.instance import absent, leaving, present
 from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE
 
 

@@ -39,7 +39,7 @@ path:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
-from ansible_collections.vmw.worktree.plugins.module_utils.layers.seed import make
+from ansible_collections.vmw.worktree.plugins.module_utils.layers.cloud_init import make
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ mountpoints:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
-from ansible_collections.vmw.worktree.plugins.module_utils.layers.shares import absent, present
+from ansible_collections.vmw.worktree.plugins.module_utils.layers.virtiofsd import absent, present
 
 
 def main() -> None:

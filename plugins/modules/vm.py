@@ -163,7 +163,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.egress import INTERNET, MODES
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import KEY_MODES, PROXY, files_of
-from ansible_collections.vmw.worktree.plugins.module_utils.layers import disk, domain, policy, record, seed, shares
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import cloud_init, disk, domain, egress, instance, virtiofsd
 from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock, Part
 from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE
 
@@ -171,9 +171,9 @@ from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_
 def recorded(module: AnsibleModule) -> dict[str, Any]:
     """Return the record of a VM that was made earlier, when it has all that it starts from."""
     files = files_of(module.params["state_dir"], module.params["name"])
-    instance = files.load()
-    files.check_complete(instance)
-    return {"changed": False, "instance": instance.as_dict()}
+    known = files.load()
+    files.check_complete(known)
+    return {"changed": False, "instance": known.as_dict()}
 
 
 def running(module: AnsibleModule) -> dict[str, Any]:
@@ -184,19 +184,19 @@ def running(module: AnsibleModule) -> dict[str, Any]:
     def part(**more: object) -> Part:
         return Part({**parameters, "name": done[0]["instance"]["name"], **more}, module.check_mode, module.warn)
 
-    done.append(record.present(module) if parameters["worktree"] else recorded(module))
-    clock.note("record")
+    done.append(instance.present(module) if parameters["worktree"] else recorded(module))
+    clock.note("instance")
     # A host's reboot, or a new version of vmw, may have come since the VM was made.
-    done.append(policy.present(part(mode="", allow=[], forbid=[])))
-    clock.note("network policy")
+    done.append(egress.present(part(mode="", allow=[], forbid=[])))
+    clock.note("egress")
     if parameters["worktree"]:
         done.append(disk.make(part()))
         clock.note("disk")
-        done.append(seed.make(part()))
-        clock.note("seed")
-    served = shares.present(part())
+        done.append(cloud_init.make(part()))
+        clock.note("cloud_init")
+    served = virtiofsd.present(part())
     done.append(served)
-    clock.note("shares' sockets")
+    clock.note("virtiofsd")
     started = domain.running(part(sockets=served["sockets"], mountpoints=served["mountpoints"]), clock)
     done.append(started)
     return {

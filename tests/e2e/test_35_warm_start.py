@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from testbed.person import HOME, PASSWORD_FILE, STATE, Person, report
+from testbed.person import HOME, PASSWORD_FILE, PLAYBOOK, STATE, Person, report
 from testbed.terminal import INTERRUPT
 
 if TYPE_CHECKING:
@@ -153,8 +154,9 @@ def test_timings_add_up_and_show_the_way(forks: dict[str, dict[str, Any]]) -> No
         assert total["phase"] == "total"
         assert abs(sum(row["seconds"] for row in rows) - total["seconds"]) < 0.1
         details = {row["phase"]: [detail["phase"] for detail in row.get("details", [])] for row in rows}
-        assert {"wrapper", "Ansible start", "instance", "disk", "cloud_init", "virtiofsd", "domain"} <= set(details)
-        assert {"restore, in the background", "identity and shares", "network", "ssh"} <= set(details["domain"])
+        assert {"wrapper", "Ansible start", "spawn", "Ansible end"} <= set(details)
+        assert {"instance", "egress", "disk", "cloud_init", "virtiofsd"} <= set(details["spawn"])
+        assert {"restore, in the background", "identity and shares", "network", "ssh"} <= set(details["spawn"])
 
 
 def test_clock_is_right(forks: dict[str, dict[str, Any]]) -> None:
@@ -254,9 +256,37 @@ def test_fork_is_suspended_and_resumed(forks: dict[str, dict[str, Any]], ready: 
     assert "fork-c" in done.stdout
 
 
-def test_larger_disk_grows(ready: Person, forks: dict[str, dict[str, Any]]) -> None:
+LAYERS = """
+- hosts: localhost
+  gather_facts: false
+  vars_files: [~/.config/vmw/config.yml]
+  roles:
+    - vmw.worktree.instance
+    - vmw.worktree.egress
+    - vmw.worktree.disk
+    - vmw.worktree.cloud_init
+    - vmw.worktree.virtiofsd
+    - vmw.worktree.domain
+"""
+
+
+def test_the_layers_one_by_one_are_the_same_vm(forks: dict[str, dict[str, Any]], ready: Person) -> None:
     assert forks
     destroy(ready, *FORKS)
+    words = ("-e", f"worktree={make_worktree(ready, 'layers')}")
+    ready.sh(f"cat > ~/layers.yml <<'E'\n{LAYERS}E", check=True)
+    try:
+        done = ready.sh(f"cd ~/vmw && {PLAYBOOK} ~/layers.yml {shlex.join(words)}", timeout=START_S)
+        assert done.returncode == 0, report(done)
+        assert ready.ssh("layers", "cat repo/own; hostname").stdout == "layers\nlayers\n"
+        again = ready.playbook("playbooks/spawn.yml", *words, timeout=START_S)
+        assert re.search(r"ok=\d+ +changed=0 +unreachable=0 +failed=0", again.stdout), report(again)
+    finally:
+        destroy(ready, "layers")
+
+
+def test_larger_disk_grows(ready: Person, forks: dict[str, dict[str, Any]]) -> None:
+    assert forks
     try:
         instance = spawned(ready, make_worktree(ready, "large"), "--disk", "24G")
         assert instance["start"] == "warm", instance["said"]
@@ -311,7 +341,7 @@ def test_interrupted_fork_is_taken_up_again(ready: Person) -> None:
     path = make_worktree(ready, "again")
     try:
         with ready.terminal(f"~/vmw/vmw spawn {path}") as terminal:
-            terminal.wait_for("Clone the golden image", 120)
+            ready.await_path(f"{STATE}/instances/again/fork.json")
             terminal.type(INTERRUPT)
             assert terminal.exit_code(60) == 130, terminal.text[-3000:]
         assert ready.leftovers() == ""
@@ -319,7 +349,7 @@ def test_interrupted_fork_is_taken_up_again(ready: Person) -> None:
         destroy(ready, "again")
         assert ready.traces("again") == []
         with ready.terminal(f"~/vmw/vmw spawn {path}") as terminal:
-            terminal.wait_for("Start the VM and wait", 120)
+            ready.await_path(f"{STATE}/instances/again/domain.xml")
             terminal.type(INTERRUPT)
             assert terminal.exit_code(60) == 130, terminal.text[-3000:]
         spawned(ready, path)

@@ -36,7 +36,7 @@ def listed(person: Person) -> dict[str, dict[str, Any]]:
 def test_ctrl_c_while_the_guest_boots_leaves_no_process(feature_x: Person) -> None:
     words = " ".join(SMALL)
     with feature_x.terminal(f"~/vmw/vmw spawn '{FEATURE_TWO}' {words}") as terminal:
-        terminal.wait_for("Start the VM and wait", 120)
+        feature_x.await_path(f"{STATE}/instances/feature-two/domain.xml")
         terminal.type(INTERRUPT)
         assert terminal.exit_code(60) == 130, terminal.text[-3000:]
     assert feature_x.leftovers() == ""

@@ -22,7 +22,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import (
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.guest_clock import wake
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles, files_of
-from ansible_collections.vmw.worktree.plugins.module_utils.layers.policy import tell_guest
+from ansible_collections.vmw.worktree.plugins.module_utils.layers.egress import tell_guest
 from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock, Module
 from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import (
     connect,

@@ -101,6 +101,12 @@ class Person:
         """Tell whether a file is there, a link that leads nowhere too."""
         return self.host.run(f"test -e {shlex.quote(path)} -o -L {shlex.quote(path)}", check=False).returncode == 0
 
+    def await_path(self, path: str, seconds: int = 120) -> None:
+        """Wait until a file is there."""
+        self.root(
+            f"timeout {seconds} sh -c 'until test -e \"$1\"; do sleep 0.05; done' sh {shlex.quote(path)}", timeout=seconds + 10
+        )
+
     def read(self, path: str) -> str:
         """Return a file's text."""
         return self.root(f"cat {shlex.quote(path)}")

@@ -12,7 +12,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.egress import Egress
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.guest_agent import Ended
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
-from ansible_collections.vmw.worktree.plugins.module_utils.layers import policy as module
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import egress as module
 from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Part
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 from records import record, session_record

@@ -15,7 +15,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils import git_share
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import Kind, read_layout
 from ansible_collections.vmw.worktree.plugins.module_utils.git_transfer import Remote, Transfer, pull, push, remote_of
-from ansible_collections.vmw.worktree.plugins.module_utils.layers import record as instance
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import instance
 from ansible_collections.vmw.worktree.plugins.module_utils.ssh_command import git_ssh_command
 from ansible_collections.vmw.worktree.plugins.modules import git_transfer
 from git_support import Guest, attach, commit, git, make_guest

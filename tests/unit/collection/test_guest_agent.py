@@ -109,6 +109,33 @@ def test_output_without_end_is_cut(agent: Any) -> None:  # noqa: ANN401
     assert 0 < len(result.output) <= guest_agent.MAXIMUM_OUTPUT
 
 
+def test_a_file_is_read_and_closed(agent: Any) -> None:  # noqa: ANN401
+    fake = agent(7, {"count": 5, "buf-b64": encoded("words"), "eof": True}, {})
+    assert guest_agent.read_file(object(), "/a b") == "words"
+    assert [order["execute"] for order in fake.orders] == ["guest-file-open", "guest-file-read", "guest-file-close"]
+    assert fake.orders[0]["arguments"] == {"path": "/a b", "mode": "r"}
+    assert fake.orders[2]["arguments"] == {"handle": 7}
+
+
+def test_a_file_that_is_not_there_is_none(agent: Any) -> None:  # noqa: ANN401
+    agent(LibvirtError("failed to open file '/a' (mode: 'r'): No such file or directory"))
+    assert guest_agent.read_file(object(), "/a") is None
+
+
+def test_a_file_that_cannot_be_read_is_closed_and_told(agent: Any) -> None:  # noqa: ANN401
+    fake = agent(7, LibvirtError("Input/output error"), {})
+    with pytest.raises(VmwError, match="Input/output error"):
+        guest_agent.read_file(object(), "/a")
+    assert fake.orders[-1]["execute"] == "guest-file-close"
+
+
+@pytest.mark.parametrize("answer", ["{", {"buf-b64": "x"}, {}, None])
+def test_nonsense_in_place_of_a_file_is_told(agent: Any, answer: object) -> None:  # noqa: ANN401
+    agent(7, answer, {})
+    with pytest.raises(VmwError, match="agent does not answer"):
+        guest_agent.read_file(object(), "/a")
+
+
 def test_a_command_without_arguments_has_no_word_of_them(agent: Any) -> None:  # noqa: ANN401
     fake = agent({})
     guest_agent.ask(object(), "guest-ping")

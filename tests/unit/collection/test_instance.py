@@ -23,7 +23,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.instance import (
     all_instances,
     files_of,
 )
-from ansible_collections.vmw.worktree.plugins.module_utils.layers import record as module
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import instance as module
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 
 GENERATION = "20261124-093012-5f0c1a9e"

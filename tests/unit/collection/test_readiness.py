@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -18,10 +19,13 @@ from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 from records import record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 MAC = "52:54:00:00:00:ab"
 ADDRESS = "192.0.2.8"
+HERE = "127.0.0.1"
+GREETING = b"SSH-2.0-x\r\n"
 INSTANCE = replace(record(), mac=MAC)
 SESSION = replace(INSTANCE, libvirt_uri="qemu:///session", ssh_port=22017)
 
@@ -80,23 +84,46 @@ def test_a_vm_of_the_users_own_libvirt_is_reached_at_the_loopback(told: list[str
     assert libvirt_connection.guest_address(Domain(told), SESSION) == reached
 
 
-def test_its_key_is_asked_for_at_its_own_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, int]] = []
+class Server:
+    """An SSH server, or what a test has it be: it greets whoever connects."""
 
-    def answer(address: str, _key: str, port: int) -> Answer:
-        asked.append((address, port))
-        return Answer.OWN
+    def __init__(self, greeting: bytes) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._greeting = greeting
+        self.port: int = self._socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
 
-    monkeypatch.setattr(readiness, "speaks_ssh", lambda _address, port: port == SESSION.ssh_port)
-    monkeypatch.setattr(readiness, "ssh_answer", answer)
-    assert readiness.ssh_address("127.0.0.1", "key", SESSION) == "127.0.0.1"
-    assert asked == [("127.0.0.1", SESSION.ssh_port)]
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                with connection:
+                    connection.sendall(self._greeting)
+
+    def close(self) -> None:
+        """End it."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
 
 
 @pytest.fixture
-def banner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Have an SSH server answer, and return the stand-in for the host's neighbour table, which is empty."""
-    monkeypatch.setattr(readiness, "speaks_ssh", lambda _address, _port: True)
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], Server]]:
+    """Have a server stand at SSH's port of the loopback."""
+    servers: list[Server] = []
+
+    def start(greeting: bytes) -> Server:
+        servers.append(Server(greeting))
+        monkeypatch.setattr(readiness, "SSH_PORT", servers[-1].port)
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return the stand-in for the host's neighbour table, which is empty."""
     table = tmp_path / "arp"
     table.write_text("IP address       HW type     Flags       HW address            Mask     Device\n")
     monkeypatch.setattr(neighbours, "TABLE", table)
@@ -108,50 +135,68 @@ def add_neighbour(table: Path, address: str, mac: str, flags: str = "0x2") -> No
         handle.write(f"{address}     0x1         {flags}         {mac}     *        br0\n")
 
 
-@pytest.mark.parametrize(("answer", "found"), [(Answer.OWN, ADDRESS), (Answer.NOTHING, "")])
+@pytest.mark.parametrize(("answer", "found"), [(Answer.OWN, HERE), (Answer.NOTHING, "")])
 def test_ssh_is_there_when_the_vms_own_key_is_shown(
-    monkeypatch: pytest.MonkeyPatch, banner: Path, answer: Answer, found: str
+    monkeypatch: pytest.MonkeyPatch, table: Path, serve: Callable[[bytes], Server], answer: Answer, found: str
 ) -> None:
+    serve(GREETING)
     monkeypatch.setattr(readiness, "ssh_answer", lambda _address, _key, _port: answer)
-    assert readiness.ssh_address(ADDRESS, "key", INSTANCE) == found
+    assert readiness.ssh_address(HERE, "key", INSTANCE) == found
     assert readiness.ssh_address("", "key", INSTANCE) == ""
 
 
-def test_another_machine_at_the_guests_address_is_told(monkeypatch: pytest.MonkeyPatch, banner: Path) -> None:
+def test_its_key_is_asked_for_at_its_own_port(
+    monkeypatch: pytest.MonkeyPatch, table: Path, serve: Callable[[bytes], Server]
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def answer(address: str, _key: str, port: int) -> Answer:
+        asked.append((address, port))
+        return Answer.OWN
+
+    session = replace(SESSION, ssh_port=serve(GREETING).port)
+    monkeypatch.setattr(readiness, "SSH_PORT", 1)
+    monkeypatch.setattr(readiness, "ssh_answer", answer)
+    # Its card says nothing of who answers at the loopback.
+    add_neighbour(table, HERE, MAC)
+    assert readiness.ssh_address(HERE, "key", session) == HERE
+    assert asked == [(HERE, session.ssh_port)]
+
+
+def test_another_machine_at_the_guests_address_is_told(
+    monkeypatch: pytest.MonkeyPatch, table: Path, serve: Callable[[bytes], Server]
+) -> None:
+    serve(GREETING)
     monkeypatch.setattr(readiness, "ssh_answer", lambda _address, _key, _port: Answer.OTHER)
-    add_neighbour(banner, ADDRESS, "52:54:00:ff:ff:ff")
-    with pytest.raises(VmwError, match=ADDRESS) as caught:
-        readiness.ssh_address(ADDRESS, "key", INSTANCE)
+    add_neighbour(table, HERE, "52:54:00:ff:ff:ff")
+    with pytest.raises(VmwError, match=HERE) as caught:
+        readiness.ssh_address(HERE, "key", INSTANCE)
     assert "taken the address" in caught.value.hint
 
 
-def test_an_answer_from_the_vms_own_card_needs_no_handshake(monkeypatch: pytest.MonkeyPatch, banner: Path) -> None:
+def test_an_answer_from_the_vms_own_card_needs_no_handshake(
+    monkeypatch: pytest.MonkeyPatch, table: Path, serve: Callable[[bytes], Server]
+) -> None:
+    serve(GREETING)
     monkeypatch.setattr(readiness, "ssh_answer", lambda _address, _key, _port: Answer.OTHER)
-    add_neighbour(banner, ADDRESS, MAC.upper())
-    assert readiness.ssh_address(ADDRESS, "key", INSTANCE) == ADDRESS
+    add_neighbour(table, HERE, MAC.upper())
+    assert readiness.ssh_address(HERE, "key", INSTANCE) == HERE
 
 
-def test_without_a_server_there_is_no_address(monkeypatch: pytest.MonkeyPatch, banner: Path) -> None:
-    monkeypatch.setattr(readiness, "speaks_ssh", lambda _address, _port: False)
-    add_neighbour(banner, ADDRESS, MAC)
-    assert readiness.ssh_address(ADDRESS, "key", INSTANCE) == ""
+def test_without_a_server_there_is_no_address(monkeypatch: pytest.MonkeyPatch, table: Path) -> None:
+    with socket.create_server((HERE, 0)) as server:
+        monkeypatch.setattr(readiness, "SSH_PORT", server.getsockname()[1])
+    add_neighbour(table, HERE, MAC)
+    assert readiness.ssh_address(HERE, "key", INSTANCE) == ""
 
 
-@pytest.mark.parametrize(("words", "expected"), [(b"SSH-2.0-x\r\n", True), (b"HTTP/1.1 400\r\n", False), (b"", False)])
-def test_a_server_is_known_by_its_greeting(words: bytes, *, expected: bool) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-
-        def greet() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.sendall(words)
-
-        thread = threading.Thread(target=greet)
-        thread.start()
-        assert readiness.speaks_ssh("127.0.0.1", port) == expected
-        thread.join()
-    assert not readiness.speaks_ssh("127.0.0.1", port)
+@pytest.mark.parametrize("words", [b"HTTP/1.1 400\r\n", b""])
+def test_a_server_is_known_by_its_greeting(
+    monkeypatch: pytest.MonkeyPatch, table: Path, serve: Callable[[bytes], Server], words: bytes
+) -> None:
+    serve(words)
+    monkeypatch.setattr(readiness, "ssh_answer", lambda _address, _key, _port: Answer.OWN)
+    assert readiness.ssh_address(HERE, "key", INSTANCE) == ""
 
 
 def wait(tmp_path: Path, domain: Domain, phase: str = "address") -> str:
@@ -259,26 +304,41 @@ def test_a_server_is_the_vms_by_its_whole_key(scan: Any, output: str, expected: 
     assert readiness.ssh_answer(ADDRESS, "ssh-ed25519 OWN") is expected
 
 
-@pytest.mark.parametrize(("status", "mounted"), [(0, True), (1, False), (-1, False)])
-def test_shares_are_there_when_the_guest_says_so(monkeypatch: pytest.MonkeyPatch, status: int, *, mounted: bool) -> None:
-    asked: list[tuple[str, ...]] = []
+MOUNTS = """\
+sysfs /sys sysfs rw,nosuid 0 0
+/dev/vda1 / ext4 rw 0 0
+vmw:repo /home/claude/a\\040b virtiofs rw 0 0
+vmw:secrets /s virtiofs ro 0 0
+vmw:git /x\\134040y virtiofs rw 0 0
+cut
+"""
 
-    def call(_domain: Domain, *argv: str) -> guest_agent.Ended:
-        asked.append(argv)
-        return guest_agent.Ended(status, "")
 
-    monkeypatch.setattr(guest_agent, "call", call)
-    assert readiness.shares_mounted(Domain([]), ["/home/claude/a b", "/s"]) == mounted
-    assert asked[0][:2] == ("/bin/sh", "-c")
-    assert asked[0][4:] == ("/home/claude/a b", "/s")
+@pytest.mark.parametrize(
+    ("places", "nologin", "ready"),
+    [
+        (["/home/claude/a b", "/s"], None, True),
+        (["/home/claude/a b", "/s"], "System is going down.\n", False),
+        (["/home/claude/a b", "/elsewhere"], None, False),
+        (["/x\\040y"], None, True),
+        (["/x y"], None, False),
+        ([], None, True),
+    ],
+)
+def test_shares_are_there_when_the_guest_says_so(
+    monkeypatch: pytest.MonkeyPatch, places: list[str], nologin: str | None, *, ready: bool
+) -> None:
+    files = {"/proc/self/mounts": MOUNTS, "/run/nologin": nologin}
+    monkeypatch.setattr(guest_agent, "read_file", lambda _domain, path: files[path])
+    assert readiness.shares_mounted(Domain([]), places) == ready
 
 
 def test_an_agent_that_does_not_answer_yet_has_no_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    def call(*_arguments: object) -> None:
+    def read_file(*_arguments: object) -> None:
         message = "the guest's agent does not answer"
         raise VmwError(message)
 
-    monkeypatch.setattr(guest_agent, "call", call)
+    monkeypatch.setattr(guest_agent, "read_file", read_file)
     assert not readiness.shares_mounted(Domain([]), [])
 
 
@@ -292,15 +352,15 @@ def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> readiness.Guest:
 
 
 def test_a_guest_tells_its_address_and_shows_its_key_without_the_comment(
-    guest: readiness.Guest, monkeypatch: pytest.MonkeyPatch, banner: Path
+    guest: readiness.Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys: list[str] = []
 
-    def answer(_address: str, key: str, _port: int) -> Answer:
+    def address(address: str, key: str, _instance: object) -> str:
         keys.append(key)
-        return Answer.OWN
+        return address
 
-    monkeypatch.setattr(readiness, "ssh_answer", answer)
+    monkeypatch.setattr(readiness, "ssh_address", address)
     assert guest.address() == guest.ssh() == ADDRESS
     assert keys == ["ssh-ed25519 OWN"]
 

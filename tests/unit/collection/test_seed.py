@@ -11,7 +11,7 @@ import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import read_settings
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import GitShare
 from ansible_collections.vmw.worktree.plugins.module_utils.instance_shares import GuestShare
-from ansible_collections.vmw.worktree.plugins.module_utils.layers import seed
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import cloud_init as seed
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import ShareSpec
 from records import record
 

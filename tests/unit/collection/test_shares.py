@@ -10,7 +10,7 @@ import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import user_units
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import Keys
-from ansible_collections.vmw.worktree.plugins.module_utils.layers import shares
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import virtiofsd as shares
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import NO_LINK, Bind, Mirror, ShareSpec
 from records import recorded
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
-from ansible_collections.vmw.worktree.plugins.module_utils.layers import disk, domain, policy, seed, shares
-from ansible_collections.vmw.worktree.plugins.module_utils.layers import record as record_layer
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import cloud_init, disk, domain, egress, instance, virtiofsd
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 from ansible_collections.vmw.worktree.plugins.modules import vm
 from records import record
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock, Part
 
-EVERY_LAYER = ["record", "policy", "disk", "seed", "shares", "domain"]
+EVERY_LAYER = ["instance", "egress", "disk", "cloud_init", "virtiofsd", "domain"]
 
 
 class Layers:
@@ -36,12 +35,12 @@ class Layers:
             "start": "cold",
             "diff": {"after": "x"},
         }
-        monkeypatch.setattr(record_layer, "present", self.noting("record", {"instance": record().as_dict()}))
-        monkeypatch.setattr(policy, "present", self.noting("policy", {}))
+        monkeypatch.setattr(instance, "present", self.noting("instance", {"instance": record().as_dict()}))
+        monkeypatch.setattr(egress, "present", self.noting("egress", {}))
         monkeypatch.setattr(disk, "make", self.noting("disk", {}))
-        monkeypatch.setattr(seed, "make", self.noting("seed", {}))
+        monkeypatch.setattr(cloud_init, "make", self.noting("cloud_init", {}))
         served = {"sockets": {"vmw:repo": "/r"}, "mountpoints": ["/m"]}
-        monkeypatch.setattr(shares, "present", self.noting("shares", served))
+        monkeypatch.setattr(virtiofsd, "present", self.noting("virtiofsd", served))
         monkeypatch.setattr(domain, "running", self.start)
 
     def noting(self, layer: str, told: dict[str, Any]) -> Callable[[Part], dict[str, Any]]:
@@ -72,9 +71,7 @@ def test_a_worktree_gets_every_layer_in_order(host: Layers) -> None:
     assert host.asked[1][1]["mode"] == ""
     assert host.asked[-1][1]["sockets"] == {"vmw:repo": "/r"}
     assert host.asked[-1][1]["mountpoints"] == ["/m"]
-    assert [phase["phase"] for phase in result["timings"]] == [
-        "record", "network policy", "disk", "seed", "shares' sockets", "QEMU start",
-    ]  # fmt: skip
+    assert [phase["phase"] for phase in result["timings"]] == [*EVERY_LAYER[:-1], "QEMU start"]
     assert (result["start"], result["diff"], result["changed"]) == ("cold", {"after": "x"}, False)
     assert (result["instance"]["address"], result["instance"]["uuid"]) == ("192.0.2.7", record().uuid)
 
@@ -90,7 +87,7 @@ def test_a_recorded_vm_keeps_its_disk_and_its_seed(host: Layers) -> None:
     for path in (host.files.disk, host.files.seed, host.files.host_key.with_suffix(".pub")):
         path.touch()
     host.run(name="one")
-    assert [layer for layer, _ in host.asked] == ["policy", "shares", "domain"]
+    assert [layer for layer, _ in host.asked] == ["egress", "virtiofsd", "domain"]
 
 
 def test_a_half_made_one_is_not_started(host: Layers) -> None:
