@@ -29,7 +29,10 @@ MAX_HOSTS = 1000
 MAX_HOST_LENGTH = 253
 """Longest DNS name (RFC 1035, section 2.3.4)."""
 
-FIRST_PROXY_PORT = 47000
+FIRST_PROXY_PORT = 61000
+"""Above those that Linux gives to connections by itself, 32768 to 60999 (ip(7), ip_local_port_range): one that happens to
+have the proxy's port would keep it from listening."""
+
 PROXY_PORTS = 1000
 
 TAP_PREFIX = "vmw-"

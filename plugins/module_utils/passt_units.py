@@ -16,7 +16,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwErro
 from ansible_collections.vmw.worktree.plugins.module_utils.session import LOOPBACK, socket_directory
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import command_words
 from ansible_collections.vmw.worktree.plugins.module_utils.state import write_file
-from ansible_collections.vmw.worktree.plugins.module_utils.user_units import loaded_units, systemctl, unit_directory
+from ansible_collections.vmw.worktree.plugins.module_utils.user_units import loaded_units, remove_units, systemctl, unit_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -195,11 +195,5 @@ def absent(name: str, *, check_mode: bool = False) -> bool:
     socket, _ = unit_names(name)
     loaded, left = loaded_units([socket, connections(name)]), list(_left(name))
     if not check_mode:
-        if loaded:
-            systemctl("stop", *loaded)
-        for path in left:
-            # The end of the socket unit has removed its socket.
-            path.unlink(missing_ok=True)
-        if left:
-            systemctl("daemon-reload")
+        remove_units(loaded, left)
     return bool(loaded or left)

@@ -6,8 +6,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ansible_collections.vmw.worktree.plugins.module_utils.state import command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def unit_directory() -> Path:
@@ -33,3 +37,22 @@ def loaded_units(units: list[str]) -> list[str]:
     listing = systemctl("list-units", "--all", "--plain", "--no-legend", *units)
     rows = [line.split() for line in listing.splitlines()]
     return [row[0] for row in rows if row[1:3] != ["not-found", "inactive"]]
+
+
+def remove_units(loaded: list[str], left: Iterable[Path]) -> None:
+    """Stop units and remove their files.
+
+    Args:
+        loaded: Those that systemd holds.
+        left: The files, and the links to them; one may go with its unit.
+    """
+    left = list(left)
+    if loaded:
+        systemctl("stop", *loaded)
+    for path in left:
+        path.unlink(missing_ok=True)
+    if left:
+        systemctl("daemon-reload")
+    if loaded:
+        # One that failed in the end stays in the list without its file. A pattern, unlike a name, may fit nothing.
+        systemctl("reset-failed", *(f"{unit[:-1]}[{unit[-1]}]" for unit in loaded))

@@ -94,7 +94,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.port_units import (
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.ssh_command import identities, port_options
 from ansible_collections.vmw.worktree.plugins.module_utils.state import command, read_exactly, write_file
-from ansible_collections.vmw.worktree.plugins.module_utils.user_units import loaded_units, systemctl, unit_directory
+from ansible_collections.vmw.worktree.plugins.module_utils.user_units import loaded_units, remove_units, systemctl, unit_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -266,15 +266,10 @@ def absent(module: AnsibleModule) -> dict[str, Any]:
             meant = {one} if one else set()
         loaded, left = left_units(files.name, None if spec is None else meant)
         if not module.check_mode:
-            if loaded:
-                systemctl("stop", *loaded)
-            for path in left:
-                path.unlink(missing_ok=True)
+            remove_units(loaded, left)
             with contextlib.suppress(OSError):
                 # Other ports of this VM, or other people's links, may be in it.
                 (unit_directory() / f"{share_unit(files.name)}.wants").rmdir()
-            if left:
-                systemctl("daemon-reload")
     return {
         "changed": bool(loaded or left),
         "removed": [str(port) for port in sorted(meant)],

@@ -32,7 +32,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.share_units import (
     unit_name,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State, command, write_file
-from ansible_collections.vmw.worktree.plugins.module_utils.user_units import loaded_units, systemctl, unit_directory
+from ansible_collections.vmw.worktree.plugins.module_utils.user_units import loaded_units, remove_units, systemctl, unit_directory
 
 if TYPE_CHECKING:
     from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Module
@@ -200,11 +200,5 @@ def absent(module: Module) -> dict[str, Any]:
     loaded = loaded_units(units)
     left = [path for path in places if path.exists() or path.is_symlink()]
     if not module.check_mode:
-        if loaded:
-            systemctl("stop", *loaded)
-        for path in left:
-            # The end of a socket unit has removed its socket.
-            path.unlink(missing_ok=True)
-        if left:
-            systemctl("daemon-reload")
+        remove_units(loaded, left)
     return {"changed": bool(loaded or left)}

@@ -6,7 +6,7 @@ import configparser
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.vmw.worktree.plugins.module_utils import passt_units, session
+from ansible_collections.vmw.worktree.plugins.module_utils import passt_units, session, user_units
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manager:
     manager.socket = tmp_path / "vmw/one-net.sock"
     monkeypatch.setattr(passt_units, "unit_directory", lambda: manager.units)
     monkeypatch.setattr(passt_units, "systemctl", manager.systemctl)
+    monkeypatch.setattr(user_units, "systemctl", manager.systemctl)
     monkeypatch.setattr(passt_units, "loaded_units", manager.loaded_units)
     return manager
 
