@@ -69,6 +69,9 @@ IDENTITY = "/usr/lib/vmw/identity"
 IDENTITY_SECONDS = {"kvm": 15.0, "qemu": 180.0}
 """How long the guest may take for its identity before the VM is started cold instead."""
 
+AGENT_SECONDS = 10.0
+"""How long libvirt may take to find the agent of a guest that it has restored. It was seen to take some milliseconds too long."""
+
 SAID_DONE = re.compile(r"^vmw-identity: done", re.MULTILINE)
 """What that program prints on the console when the machine can be used."""
 
@@ -254,11 +257,12 @@ def run_identity(
         meanwhile: What to do on the host while it works.
 
     Raises:
-        VmwError: The program failed, or took too long.
-        libvirtError: The agent does not answer.
+        VmwError: The program failed, or took too long, or the agent does not answer.
+        libvirtError: The agent answers no more.
     """
     deadline = time.monotonic() + IDENTITY_SECONDS[instance.virt_type]
     said = re.compile(rf"^vmw-identity: ({words.end}|failed)", re.MULTILINE)
+    guest_agent.await_answer(domain, AGENT_SECONDS)
     try:
         pid = guest_agent.start(domain, IDENTITY, words.mode, stdin=words.text)
         if meanwhile:

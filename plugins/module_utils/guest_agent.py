@@ -18,7 +18,7 @@ try:
 except ImportError:
     libvirt = libvirt_qemu = None
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.02
 ANSWER_SECONDS = 5
 """How long the agent may take for one answer."""
 
@@ -62,6 +62,24 @@ def answer(domain: Any, command: str, **arguments: Any) -> Any:  # noqa: ANN401
         return ask(domain, command, **arguments)
     except (libvirt.libvirtError, ValueError, KeyError, TypeError):
         return None
+
+
+def await_answer(domain: Any, timeout: float) -> None:  # noqa: ANN401
+    """Wait until the agent answers: libvirt learns a moment after it has restored a guest that its agent is there.
+
+    Args:
+        domain: The guest's domain.
+        timeout: In seconds.
+
+    Raises:
+        VmwError: It does not.
+    """
+    deadline = time.monotonic() + timeout
+    while answer(domain, "guest-ping") is None:
+        if time.monotonic() > deadline:
+            message = "the guest's agent does not answer"
+            raise VmwError(message)
+        time.sleep(POLL_SECONDS)
 
 
 def _number(value: object) -> int:

@@ -37,8 +37,7 @@ def test_progress_has_a_line_for_each_phase(first_spawn: FirstSpawn, ready: Pers
         "bridge",
         "secrets",
         "golden image",
-        "clone the golden image",
-        "start the vm and wait until it can be used",
+        "make the vm, start it and wait until it can be used",
     ):
         assert any(phase in line for line in lines), f"{phase} is not in {lines}"
 

@@ -118,6 +118,7 @@ def events(monkeypatch: pytest.MonkeyPatch, files: InstanceFiles) -> list[str]:
             console.write(f"\r\nvmw-identity: {'apart' if mode == '--apart' else 'done'}\r\n")
         return 7
 
+    monkeypatch.setattr(guest_agent, "await_answer", lambda _domain, _timeout: None)
     monkeypatch.setattr(guest_agent, "start", start)
     return events
 
@@ -151,6 +152,14 @@ def test_progress_that_cannot_be_read_is_a_failure(files: InstanceFiles, text: s
 def test_the_card_comes_after_the_name_and_the_random_numbers(files: InstanceFiles, events: list[str]) -> None:
     fork.set_apart(files, INSTANCE, Domain(events))
     assert events == ["--apart", "card"]
+
+
+def test_a_guest_is_told_nothing_before_its_agent_answers(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest_agent, "await_answer", lambda _domain, timeout: events.append(f"agent {timeout}"))
+    fork.set_apart(files, INSTANCE, Domain(events))
+    assert events[:2] == [f"agent {fork.AGENT_SECONDS}", "--apart"]
 
 
 def test_shares_are_plugged_in_while_the_guest_writes_its_files(files: InstanceFiles, events: list[str]) -> None:

@@ -109,6 +109,19 @@ def test_output_without_end_is_cut(agent: Any) -> None:  # noqa: ANN401
     assert 0 < len(result.output) <= guest_agent.MAXIMUM_OUTPUT
 
 
+def test_an_agent_that_answers_late_is_waited_for(agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
+    monkeypatch.setattr(guest_agent, "POLL_SECONDS", 0)
+    fake = agent(LibvirtError("QEMU guest agent is not connected"), LibvirtError("QEMU guest agent is not connected"), {})
+    guest_agent.await_answer(object(), 60)
+    assert [order["execute"] for order in fake.orders] == ["guest-ping"] * 3
+
+
+def test_an_agent_that_does_not_come_is_given_up(agent: Any) -> None:  # noqa: ANN401
+    agent(LibvirtError("QEMU guest agent is not connected"))
+    with pytest.raises(VmwError, match="does not answer"):
+        guest_agent.await_answer(object(), -1)
+
+
 def test_a_file_is_read_and_closed(agent: Any) -> None:  # noqa: ANN401
     fake = agent(7, {"count": 5, "buf-b64": encoded("words"), "eof": True}, {})
     assert guest_agent.read_file(object(), "/a b") == "words"
