@@ -2,10 +2,10 @@
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
 """Start a VM as a fork of a saved template: load its memory in the background, then make it a machine of its own.
 
-Loading takes seconds and needs nothing but the record, so it goes on while Ansible writes the seed and the shares. `begin` starts
-it, and gives the fork its name and its network card as well; `complete` plugs in the shares and hands over the rest of the
-identity, through the guest's agent. In between, and whenever either is interrupted, the file ``fork.json`` says that the VM is no
-whole one yet.
+Loading takes a second and needs nothing but the record, so it goes on while the seed and the units of the shares are written.
+`begin` starts it; `complete` hands over the identity through the guest's agent, and plugs in the network card and the shares as
+soon as the guest is apart from the template. In between, and whenever either is interrupted, the file ``fork.json`` says that the
+VM is no whole one yet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,8 +71,13 @@ IDENTITY_SECONDS = {"kvm": 15.0, "qemu": 180.0}
 AGENT_SECONDS = 10.0
 """How long libvirt may take to find the agent of a guest that it has restored. It was seen to take some milliseconds too long."""
 
+SAID_APART = re.compile(r"^vmw-identity: apart", re.MULTILINE)
+"""What that program prints on the console when the machine has its own name, time and random numbers."""
+
 SAID_DONE = re.compile(r"^vmw-identity: done", re.MULTILINE)
-"""What that program prints on the console when the machine can be used."""
+"""What it prints when the machine can be used."""
+
+SAID_FAILED = re.compile(r"^vmw-identity: failed", re.MULTILINE)
 
 POLL_SECONDS = 0.02
 ENTROPY_BYTES = 64
@@ -94,29 +98,18 @@ class Progress:
         phase: ``loading``, ``loaded``, ``completing`` or ``failed``.
         reason: Why it failed.
         seconds: How long its memory took to load.
-        apart_seconds: How long it took after that to make it a machine apart.
     """
 
     phase: str
     reason: str = ""
     seconds: float = 0.0
-    apart_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Words:
-    """What the guest's identity program is told: its mode, its standard input, and the word by which it says that it is done."""
-
-    mode: str
-    text: str
-    end: str
 
 
 def read_progress(files: InstanceFiles) -> Progress | None:
     """Tell how far a VM's fork has come; ``None`` for a VM that is no fork on its way."""
     try:
         data = json.loads(files.fork.read_text())
-        return Progress(str(data["phase"]), str(data["reason"]), float(data["seconds"]), float(data["apart_seconds"]))
+        return Progress(str(data["phase"]), str(data["reason"]), float(data["seconds"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
@@ -172,16 +165,14 @@ def _load(files: InstanceFiles, instance: Instance, template: Template) -> None:
             files.memory.unlink(missing_ok=True)
             copy_file(files.memory, parts(template.directory).memory)
             _restore(connection, files.memory, itself, template)
-            loaded = time.monotonic()
+            seconds = time.monotonic() - began
             # Somebody may have given up on the VM meanwhile.
             files.load()
-            set_apart(files, instance, find_own_domain(connection, files.name, str(files.record)))
-            apart = time.monotonic()
     except Exception as error:  # noqa: BLE001 - whatever it is, the VM starts cold, and says why
         write_progress(files, Progress(FAILED, str(error)))
         end(files, instance)
     else:
-        write_progress(files, Progress(LOADED, seconds=loaded - began, apart_seconds=apart - loaded))
+        write_progress(files, Progress(LOADED, seconds=seconds))
     finally:
         files.memory.unlink(missing_ok=True)
 
@@ -229,65 +220,52 @@ def adopt(files: InstanceFiles) -> bool:
     return True
 
 
-def apart_words(name: str) -> str:
-    """Return what the guest's identity program reads first: the name, and what only the host knows."""
+def identity_words(files: InstanceFiles, *, grown: bool) -> str:
+    """Return what the guest's identity program reads: the seed's words, what only the host knows, whether the disk has grown."""
     entropy = base64.b64encode(os.urandom(ENTROPY_BYTES)).decode()
-    return f"now={time.time():.3f}\nentropy={entropy}\nhost={shlex.quote(name)}\n"
+    return f"now={time.time():.3f}\nentropy={entropy}\ngrown={str(grown).lower()}\n{read_exactly(files.seed_sources / RENDERED)}"
 
 
-def live_words(files: InstanceFiles, *, grown: bool) -> str:
-    """Return what the guest's identity program reads then: the seed's words, and whether the disk has grown."""
-    return f"grown={str(grown).lower()}\n{read_exactly(files.seed_sources / RENDERED)}"
-
-
-def run_identity(
-    files: InstanceFiles,
-    instance: Instance,
-    domain: Any,  # noqa: ANN401
-    words: Words,
-    meanwhile: Callable[[], None] | None = None,
-) -> None:
+def run_identity(files: InstanceFiles, instance: Instance, domain: Any, words: str, plug_in: Callable[[], None]) -> None:  # noqa: ANN401
     """Run the guest's identity program.
 
     Args:
         files: The VM's files.
         instance: Its record.
         domain: Its domain, which runs.
-        words: What the program is told, and what it says at its end.
-        meanwhile: What to do on the host while it works.
+        words: What the program is told.
+        plug_in: Gives the machine its devices, as soon as it is apart from the template, while the program goes on.
 
     Raises:
         VmwError: The program failed, or took too long, or the agent does not answer.
-        libvirtError: The agent answers no more.
+        libvirtError: The agent answers no more, or a device cannot be plugged in.
     """
-    deadline = time.monotonic() + IDENTITY_SECONDS[instance.virt_type]
-    said = re.compile(rf"^vmw-identity: ({words.end}|failed)", re.MULTILINE)
     guest_agent.await_answer(domain, AGENT_SECONDS)
+    deadline = time.monotonic() + IDENTITY_SECONDS[instance.virt_type]
+    plugged = False
     try:
-        pid = guest_agent.start(domain, IDENTITY, words.mode, stdin=words.text)
-        if meanwhile:
-            meanwhile()
-        # The guest says on its console when it is done; to ask it each time would slow it down.
-        while (found := said.search(read_console(files.console))) is None:
+        pid = guest_agent.start(domain, IDENTITY, "--fork", stdin=words)
+        # The guest says on its console how far it is; to ask it each time would slow it down.
+        while not SAID_DONE.search(said := read_console(files.console)):
+            if SAID_FAILED.search(said):
+                result = guest_agent.ended(domain, pid)
+                lines = result.output.strip().splitlines() if result else []
+                message = f"the guest did not take its identity: {lines[-1] if lines else 'see its console'}"
+                raise VmwError(message)
             if time.monotonic() > deadline or not is_running(domain):
                 message = "the guest did not take its identity in time"
                 raise VmwError(message)
-            time.sleep(POLL_SECONDS)
-        if found[1] == "failed":
-            result = guest_agent.ended(domain, pid)
-            lines = result.output.strip().splitlines() if result else []
-            message = f"the guest did not take its identity: {lines[-1] if lines else 'see its console'}"
-            raise VmwError(message)
+            if plugged or not SAID_APART.search(said):
+                time.sleep(POLL_SECONDS)
+            else:
+                plug_in()
+                plugged = True
     except (ValueError, KeyError, TypeError) as error:
         message = f"the guest's agent does not answer as it should: {error}"
         raise VmwError(message) from error
-
-
-def set_apart(files: InstanceFiles, instance: Instance, domain: Any) -> None:  # noqa: ANN401
-    """Give a fork its name, its clock and random numbers of its own, and then its network card; see `run_identity`."""
-    run_identity(files, instance, domain, Words("--apart", apart_words(instance.name), "apart"))
-    # DHCP takes seconds, and tells the network the name: so the card comes after the name, and before all else.
-    attach(domain, card_xml(instance))
+    if not plugged:
+        message = "the guest said that it was done before it had its devices"
+        raise VmwError(message)
 
 
 def attach(domain: Any, device: Element) -> None:  # noqa: ANN401
@@ -306,13 +284,14 @@ def complete(files: InstanceFiles, instance: Instance, domain: Any, shares: list
     """
 
     def plug_in() -> None:
-        for share in shares:
-            attach(domain, share_xml(share))
+        # The card comes first, as DHCP takes the longest.
+        for device in (card_xml(instance), *map(share_xml, shares)):
+            attach(domain, device)
 
     # Whoever is interrupted from here on leaves a machine of which nobody knows how much it is.
     write_progress(files, Progress(COMPLETING))
     grown = _grow(files, instance, domain)
-    run_identity(files, instance, domain, Words("--live", live_words(files, grown=grown), "done"), plug_in)
+    run_identity(files, instance, domain, identity_words(files, grown=grown), plug_in)
     files.fork.unlink()
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import Machine
     from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of what a template is: one of another version is not used."""
 
 DIRECTORY = "templates"

@@ -74,7 +74,6 @@ def finish_fork(files: InstanceFiles, instance: Instance, domain: Any, shares: l
     try:
         check_loaded(progress, domain)
         clock.add("restore, in the background", progress.seconds)
-        clock.add("set apart, in the background", progress.apart_seconds)
         fork.complete(files, instance, domain, shares)
     except (VmwError, libvirt.libvirtError) as error:
         fork.discard(files, instance, domain)

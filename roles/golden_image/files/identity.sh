@@ -2,9 +2,9 @@
 # Give this machine the identity that the host describes: its name, keys, user, files and mounts.
 #
 #   identity FILE        before systemd starts; the file assigns the variables below, rendered from the seed's user-data
-#   identity --apart     in a fork of a running template, before it gets a network card: standard input has its name, and what only
-#                        the host knows, the time in seconds since 1970 and bytes for the random generator
-#   identity --live      in a fork that has been set apart: the rest, and whether the disk has grown
+#   identity --fork      in a fork of a running template, which gets its network card and its shares when this has said that it is
+#                        apart from the template: standard input has the same variables, and what only the host knows, the time in
+#                        seconds since 1970, bytes for the random generator, and whether the disk has grown
 #   identity --rehearse  in a template: brings into memory what its forks need at once
 #
 # The host writes shell, as each program that could read JSON takes an emulated machine a second to start.
@@ -64,15 +64,22 @@ write_identity() {
     # An empty file of the user's, made with the image.
     printf '%s\n' "$authorized" >"/home/$account/.ssh/authorized_keys"
     write_mounts
-    # An identity that a power cut empties must not count as given.
+}
+
+# The next boot gives the machine its identity once more, unless this one is on the disk: one that a power cut empties does not count.
+keep_identity() {
     sync -f /etc/machine-id
     echo "$id" >/var/lib/vmw/instance-id
 }
 
+# The kernel draws the boot id once, in the template; a fork gets its own in the way of a container's.
 mount_shares() {
+    read -r boot </proc/sys/kernel/random/uuid
+    echo "$boot" >/run/vmw-boot-id
+    printf '%s\n/run/vmw-boot-id /proc/sys/kernel/random/boot_id none bind\n' "$mounts" >/run/vmw-fstab
     # A share that was plugged in a moment ago may not have been found yet.
     tries=100
-    until mount --all --types virtiofs 2>/run/vmw-mount; do
+    until mount --all --fstab /run/vmw-fstab 2>/run/vmw-mount; do
         tries=$((tries - 1))
         if [ "$tries" -eq 0 ]; then
             cat /run/vmw-mount >&2
@@ -90,12 +97,13 @@ set_apart() {
     printf '%s' "$entropy" >/dev/urandom
     perl -e 'open my $random, ">", "/dev/urandom" or die; ioctl $random, 0x5207, 0 or die "RNDRESEEDCRNG: $!\n"'
     say apart
-    # While the host plugs in the card. Without mDNS the machine can be used all the same.
-    busctl call org.freedesktop.Avahi / org.freedesktop.Avahi.Server SetHostName s "$host" || true
+    # While the host plugs in the devices. Without mDNS the machine can be used all the same.
+    busctl call org.freedesktop.Avahi / org.freedesktop.Avahi.Server SetHostName s "$host" &
 }
 
 # What the host does not wait for.
 settle() {
+    keep_identity
     # It holds the template's ids in memory, and its log is not this machine's.
     rm -rf /var/log/journal/*
     systemctl restart systemd-journald.service
@@ -125,29 +133,28 @@ fi
 mode=$1
 # shellcheck source=/dev/null
 case $mode in
-    --apart | --live) . /dev/stdin ;;
+    --fork) . /dev/stdin ;;
     *) . "$mode" ;;
 esac
-if [ "$mode" = --apart ]; then
+if [ "$mode" = --fork ]; then
     step="set the fork apart"
     set_apart
-    exit
 fi
 step="write the files"
 # Pairs of a path and a content, as the host has set them.
 write_files "$@"
 step="write the identity"
 write_identity
-if [ "$mode" = --live ]; then
+if [ "$mode" = --fork ]; then
     step="start what waited for the identity"
-    # The kernel draws this number once, in the template; a container gets its own in the same way.
-    read -r boot </proc/sys/kernel/random/uuid
-    echo "$boot" >/run/vmw-boot-id
-    mount --bind /run/vmw-boot-id /proc/sys/kernel/random/boot_id
-    systemctl start --no-block ssh.service
+    systemctl start --no-block ssh.service &
+    starter=$!
     mount_shares
+    wait "$starter"
     say "done"
     # From here on the machine can be used, whatever fails.
     trap - EXIT
     settle
+else
+    keep_identity
 fi

@@ -186,14 +186,13 @@ def test_a_vm_suspended_before_there_were_policies_goes_on_with_a_card_that_has_
 
 
 def test_a_loaded_fork_is_completed(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    fork.write_progress(files, Progress(fork.LOADED, "", 1.5, 0.5))
+    fork.write_progress(files, Progress(fork.LOADED, "", 1.5))
     how, phases = start(files, Domain(active=True), monkeypatch)
     assert how == ("warm", "")
     assert events == ["complete"]
     assert phases == [
         "wait for the restore",
         "restore, in the background",
-        "set apart, in the background",
         "identity and shares",
     ]
 

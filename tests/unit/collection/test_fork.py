@@ -22,7 +22,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import (
     template_xml,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
-from ansible_collections.vmw.worktree.plugins.module_utils.fork import Progress, Words
+from ansible_collections.vmw.worktree.plugins.module_utils.fork import Progress
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import RENDERED, Instance, InstanceFiles
 from ansible_collections.vmw.worktree.plugins.module_utils.passt_units import socket_path
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State, write_file
@@ -51,7 +51,9 @@ INSTANCE = Instance(
     libvirt_uri="qemu:///session",
     ssh_port=22017,
 )
-WORDS = Words("--live", "x=1\n", "done")
+WORDS = "x=1\n"
+APART = "\r\nvmw-identity: apart\r\n"
+DONE = "\r\nvmw-identity: done\r\n"
 
 
 class Libvirt:
@@ -114,10 +116,14 @@ def events(monkeypatch: pytest.MonkeyPatch, files: InstanceFiles) -> list[str]:
     def start(_domain: Domain, path: str, mode: str, *, stdin: str) -> int:
         assert path == "/usr/lib/vmw/identity"
         events.append(mode)
-        with files.console.open("a") as console:
-            console.write(f"\r\nvmw-identity: {'apart' if mode == '--apart' else 'done'}\r\n")
+        files.console.write_text(APART)
         return 7
 
+    def pause(_seconds: float) -> None:
+        # Once the host has nothing more to do, the guest comes to its end.
+        files.console.write_text(APART + DONE)
+
+    monkeypatch.setattr(time, "sleep", pause)
     monkeypatch.setattr(guest_agent, "await_answer", lambda _domain, _timeout: None)
     monkeypatch.setattr(guest_agent, "start", start)
     return events
@@ -133,40 +139,38 @@ def say(monkeypatch: pytest.MonkeyPatch, files: InstanceFiles, words: str) -> No
     monkeypatch.setattr(guest_agent, "start", start)
 
 
+def identify(files: InstanceFiles, domain: Domain, instance: Instance = INSTANCE) -> None:
+    """Run the guest's program, with a host that only notes that it is its turn."""
+    fork.run_identity(files, instance, domain, WORDS, lambda: domain.events.append("plug in"))
+
+
+def complete(files: InstanceFiles, domain: Domain, instance: Instance = INSTANCE, *tags: str) -> None:
+    """Complete a loaded fork."""
+    fork.write_progress(files, Progress(fork.LOADED))
+    fork.complete(files, instance, domain, [Share(tag, f"/{tag}") for tag in tags])
+
+
 def test_progress_comes_back_as_it_was_written(files: InstanceFiles) -> None:
     assert fork.read_progress(files) is None
-    fork.write_progress(files, Progress(fork.LOADED, "", 1.5, 0.25))
-    assert fork.read_progress(files) == Progress(fork.LOADED, "", 1.5, 0.25)
+    fork.write_progress(files, Progress(fork.LOADED, "", 1.5))
+    assert fork.read_progress(files) == Progress(fork.LOADED, "", 1.5)
     assert files.fork.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"phase": "loaded"}'])
-def test_progress_that_cannot_be_read_is_a_failure(files: InstanceFiles, text: str) -> None:
-    files.fork.write_text(text)
-    progress = fork.read_progress(files)
-    assert progress
-    assert progress.phase == fork.FAILED
-    assert progress.reason
-
-
-def test_the_card_comes_after_the_name_and_the_random_numbers(files: InstanceFiles, events: list[str]) -> None:
-    fork.set_apart(files, INSTANCE, Domain(events))
-    assert events == ["--apart", "card"]
+def test_the_devices_come_when_the_guest_is_apart_and_the_card_first(files: InstanceFiles, events: list[str]) -> None:
+    domain = Domain(events)
+    complete(files, domain, INSTANCE, "repo", "secrets")
+    assert events == ["--fork", "card", "share", "share"]
+    assert ["/repo" in xml for xml in domain.devices] == [False, True, False]
+    assert not files.fork.exists()
 
 
 def test_a_guest_is_told_nothing_before_its_agent_answers(
     files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guest_agent, "await_answer", lambda _domain, timeout: events.append(f"agent {timeout}"))
-    fork.set_apart(files, INSTANCE, Domain(events))
-    assert events[:2] == [f"agent {fork.AGENT_SECONDS}", "--apart"]
-
-
-def test_shares_are_plugged_in_while_the_guest_writes_its_files(files: InstanceFiles, events: list[str]) -> None:
-    fork.write_progress(files, Progress(fork.LOADED))
-    fork.complete(files, INSTANCE, Domain(events), [Share("vmw:repo", "/r"), Share("vmw:secrets", "/s")])
-    assert events == ["--live", "share", "share"]
-    assert not files.fork.exists()
+    identify(files, Domain(events))
+    assert events == [f"agent {fork.AGENT_SECONDS}", "--fork", "plug in"]
 
 
 def test_a_fork_whose_completion_was_interrupted_is_not_taken_for_a_loaded_one(
@@ -176,27 +180,18 @@ def test_a_fork_whose_completion_was_interrupted_is_not_taken_for_a_loaded_one(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(guest_agent, "start", interrupted)
-    fork.write_progress(files, Progress(fork.LOADED))
     with pytest.raises(KeyboardInterrupt):
-        fork.complete(files, INSTANCE, Domain(events), [])
+        complete(files, Domain(events))
     progress = fork.read_progress(files)
     assert progress
     assert progress.phase == fork.COMPLETING
-
-
-def test_what_was_said_before_the_fork_was_set_apart_is_not_its_end(files: InstanceFiles, events: list[str]) -> None:
-    fork.set_apart(files, INSTANCE, Domain(events))
-    assert "apart" in files.console.read_text()
-    fork.write_progress(files, Progress(fork.LOADED))
-    fork.complete(files, INSTANCE, Domain(events), [])
-    assert events == ["--apart", "card", "--live"]
 
 
 def test_a_guest_that_fails_is_quoted(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     say(monkeypatch, files, "vmw-identity: failed to write the files\r\n")
     monkeypatch.setattr(guest_agent, "ended", lambda _domain, _pid: guest_agent.Ended(1, "first\ncannot create x\n"))
     with pytest.raises(VmwError, match="cannot create x"):
-        fork.run_identity(files, INSTANCE, Domain(events), WORDS)
+        identify(files, Domain(events))
 
 
 def test_a_guest_that_fails_without_a_word_is_told_too(
@@ -205,7 +200,7 @@ def test_a_guest_that_fails_without_a_word_is_told_too(
     say(monkeypatch, files, "vmw-identity: failed to x\r\n")
     monkeypatch.setattr(guest_agent, "ended", lambda _domain, _pid: None)
     with pytest.raises(VmwError, match="see its console"):
-        fork.run_identity(files, INSTANCE, Domain(events), WORDS)
+        identify(files, Domain(events))
 
 
 def test_a_guest_that_takes_too_long_is_given_up(
@@ -214,14 +209,14 @@ def test_a_guest_that_takes_too_long_is_given_up(
     say(monkeypatch, files, "boot\r\n")
     monkeypatch.setattr(fork, "IDENTITY_SECONDS", {"kvm": -1.0})
     with pytest.raises(VmwError, match="in time"):
-        fork.run_identity(files, INSTANCE, Domain(events), WORDS)
+        identify(files, Domain(events))
 
 
 def test_a_guest_that_goes_off_is_given_up(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     say(monkeypatch, files, "boot\r\n")
     monkeypatch.setattr(time, "sleep", lambda _seconds: pytest.fail("it is waited for"))
     with pytest.raises(VmwError, match="in time"):
-        fork.run_identity(files, INSTANCE, Domain(events, active=False), WORDS)
+        identify(files, Domain(events, active=False))
 
 
 def test_an_agent_that_answers_nonsense_is_told(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +225,7 @@ def test_an_agent_that_answers_nonsense_is_told(files: InstanceFiles, events: li
 
     monkeypatch.setattr(guest_agent, "start", start)
     with pytest.raises(VmwError, match="does not answer as it should"):
-        fork.run_identity(files, INSTANCE, Domain(events), WORDS)
+        identify(files, Domain(events))
 
 
 def test_a_larger_disk_is_grown_before_the_guest_looks(
@@ -240,9 +235,8 @@ def test_a_larger_disk_is_grown_before_the_guest_looks(
         virtual_size = 20 << 30
 
     monkeypatch.setattr(fork, "load_manifest", lambda _directory: Small)
-    fork.write_progress(files, Progress(fork.LOADED))
-    fork.complete(files, replace(INSTANCE, disk_gib=24), Domain(events), [])
-    assert events == ["resize vda 24", "--live"]
+    complete(files, Domain(events), replace(INSTANCE, disk_gib=24))
+    assert events == ["resize vda 24", "--fork", "card"]
 
 
 def as_sh_reads(tmp_path: Path, text: str, *names: str) -> list[str]:
@@ -253,9 +247,9 @@ def as_sh_reads(tmp_path: Path, text: str, *names: str) -> list[str]:
     return done.stdout.decode().splitlines()
 
 
-def test_each_fork_gets_random_bytes_of_its_own(tmp_path: Path) -> None:
-    host, one, now = as_sh_reads(tmp_path, fork.apart_words("n"), "host", "entropy", "now")
-    _, two, _ = as_sh_reads(tmp_path, fork.apart_words("n"), "host", "entropy", "now")
+def test_each_fork_gets_random_bytes_of_its_own(files: InstanceFiles, tmp_path: Path) -> None:
+    host, one, now = as_sh_reads(tmp_path, fork.identity_words(files, grown=False), "host", "entropy", "now")
+    _, two, _ = as_sh_reads(tmp_path, fork.identity_words(files, grown=False), "host", "entropy", "now")
     assert host == "n"
     assert len(one) >= fork.ENTROPY_BYTES
     assert one != two
@@ -264,7 +258,7 @@ def test_each_fork_gets_random_bytes_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("grown", [True, False])
 def test_the_guest_is_told_whether_its_disk_has_grown(files: InstanceFiles, tmp_path: Path, *, grown: bool) -> None:
-    assert as_sh_reads(tmp_path, fork.live_words(files, grown=grown), "grown", "host") == [str(grown).lower(), "n"]
+    assert as_sh_reads(tmp_path, fork.identity_words(files, grown=grown), "grown", "host") == [str(grown).lower(), "n"]
 
 
 @pytest.fixture
@@ -312,7 +306,7 @@ def load(files: InstanceFiles, events: list[str], template: Template, monkeypatc
     return run
 
 
-def test_a_loaded_fork_has_its_card(files: InstanceFiles, events: list[str], load: Any) -> None:  # noqa: ANN401
+def test_a_loaded_fork_has_no_devices_yet(files: InstanceFiles, events: list[str], load: Any) -> None:  # noqa: ANN401
     seen: list[int] = []
 
     def restore(path: str) -> None:
@@ -321,7 +315,7 @@ def test_a_loaded_fork_has_its_card(files: InstanceFiles, events: list[str], loa
 
     progress = load(restore)
     assert progress.phase == fork.LOADED
-    assert events == ["describe", "restore", "--apart", "card"]
+    assert events == ["describe", "restore"]
     assert seen == [0o600]
     assert not files.memory.exists()
 
@@ -366,7 +360,7 @@ def test_a_fork_that_failed_leaves_a_vm_to_be_started_cold(
 
 @pytest.mark.parametrize("seconds", ["soon", None, [], {}])
 def test_progress_of_no_length_is_a_failure(files: InstanceFiles, seconds: object) -> None:
-    files.fork.write_text(json.dumps({"phase": "loaded", "reason": "", "seconds": seconds, "apart_seconds": 0}))
+    files.fork.write_text(json.dumps({"phase": "loaded", "reason": "", "seconds": seconds}))
     progress = fork.read_progress(files)
     assert progress
     assert progress.phase == fork.FAILED
@@ -397,65 +391,70 @@ def test_a_template_is_found_when_it_is_complete(
     assert asked == [(files.state, "g", Machine("kvm", 4096, 4), connection)]
 
 
-def test_the_host_works_while_the_guest_does(files: InstanceFiles, events: list[str]) -> None:
-    fork.run_identity(files, INSTANCE, Domain(events), WORDS, lambda: events.append("meanwhile"))
-    assert events == ["--live", "meanwhile"]
-
-
 def test_the_program_gets_its_words(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[object, ...]] = []
 
     def start(domain: Domain, path: str, mode: str, *, stdin: str) -> int:
         told.append((domain, path, mode, stdin))
-        files.console.write_text("vmw-identity: done\n")
+        files.console.write_text(APART)
         return 7
 
     monkeypatch.setattr(guest_agent, "start", start)
     domain = Domain(events)
-    fork.run_identity(files, INSTANCE, domain, WORDS)
-    assert told == [(domain, fork.IDENTITY, "--live", "x=1\n")]
+    identify(files, domain)
+    assert told == [(domain, fork.IDENTITY, "--fork", "x=1\n")]
 
 
 def test_the_end_is_waited_for(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     say(monkeypatch, files, "boot\r\n")
-    looks: list[float] = []
+    said = ["", APART, APART, APART + DONE]
 
     def sleep(seconds: float) -> None:
-        looks.append(seconds)
-        if len(looks) == 3:
-            files.console.write_text("boot\r\n\r\nvmw-identity: done\r\n")
+        assert seconds == fork.POLL_SECONDS
+        files.console.write_text(f"boot\r\n{said.pop(0)}")
 
     monkeypatch.setattr(time, "sleep", sleep)
-    fork.run_identity(files, INSTANCE, Domain(events), WORDS)
-    assert looks == [fork.POLL_SECONDS] * 3
+    identify(files, Domain(events))
+    assert said == []
+    assert events == ["plug in"]
 
 
-@pytest.mark.parametrize("words", ["vmw-identity: apart\r\n", "x vmw-identity: done\r\n", "vmw-identity: undone\r\n", "done\r\n"])
+def test_a_guest_that_is_done_without_its_devices_is_none(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(monkeypatch, files, DONE)
+    with pytest.raises(VmwError, match="before it had its devices"):
+        identify(files, Domain(events))
+
+
+@pytest.mark.parametrize("words", ["x vmw-identity: done\r\n", "vmw-identity: undone\r\n", "done\r\n"])
 def test_other_words_on_the_console_are_no_end(
     files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     say(monkeypatch, files, words)
     monkeypatch.setattr(fork, "IDENTITY_SECONDS", {"kvm": -1.0})
     with pytest.raises(VmwError, match="in time"):
-        fork.run_identity(files, INSTANCE, Domain(events), WORDS)
+        identify(files, Domain(events))
 
 
 def test_an_emulated_guest_may_take_longer() -> None:
     assert fork.IDENTITY_SECONDS["qemu"] > fork.IDENTITY_SECONDS["kvm"] > 0
 
 
-def test_a_fork_whose_guest_failed_gets_no_card(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_whose_guest_failed_gets_no_device(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     say(monkeypatch, files, "vmw-identity: failed to set the fork apart\r\n")
     monkeypatch.setattr(guest_agent, "ended", lambda _domain, _pid: None)
     domain = Domain(events)
     with pytest.raises(VmwError):
-        fork.set_apart(files, INSTANCE, domain)
+        complete(files, domain, INSTANCE, "repo")
     assert domain.devices == []
 
 
 def test_the_card_is_the_records(files: InstanceFiles, events: list[str]) -> None:
     domain = Domain(events)
-    fork.set_apart(files, replace(INSTANCE, libvirt_uri="qemu:///system"), domain)
+    complete(files, domain, replace(INSTANCE, libvirt_uri="qemu:///system"))
     (card,) = domain.devices
     assert '<mac address="52:54:00:01:02:03" />' in card
     assert '<source bridge="br0" />' in card
@@ -463,19 +462,11 @@ def test_the_card_is_the_records(files: InstanceFiles, events: list[str]) -> Non
 
 def test_the_card_of_a_vm_of_the_users_own_libvirt_is_passts(files: InstanceFiles, events: list[str]) -> None:
     domain = Domain(events)
-    fork.set_apart(files, INSTANCE, domain)
+    complete(files, domain)
     (card,) = domain.devices
     assert '<mac address="52:54:00:01:02:03" />' in card
     assert f'path="{socket_path("n")}" mode="client"' in card
     assert "bridge" not in card
-
-
-def test_shares_come_in_the_order_of_their_mounts(files: InstanceFiles, events: list[str]) -> None:
-    fork.write_progress(files, Progress(fork.LOADED))
-    domain = Domain(events)
-    fork.complete(files, INSTANCE, domain, [Share("vmw:repo", "/r"), Share("vmw:secrets", "/s")])
-    assert ["/r" in xml for xml in domain.devices] == [True, False]
-    assert ["/s" in xml for xml in domain.devices] == [False, True]
 
 
 def test_a_fork_that_is_not_complete_says_so_still(
@@ -499,7 +490,7 @@ def test_a_disk_of_the_templates_size_stays_as_it_is(
     monkeypatch.setattr(fork, "load_manifest", lambda _directory: Manifest)
     fork.write_progress(files, Progress(fork.LOADED))
     fork.complete(files, replace(INSTANCE, disk_gib=size >> 30), Domain(events), [])
-    assert events == ["--live"]
+    assert events == ["--fork", "card"]
 
 
 NASTY = (
@@ -525,14 +516,9 @@ def words_of_sh(tmp_path: Path, text: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("value", NASTY)
-def test_any_name_is_a_word_of_the_shell(tmp_path: Path, value: str) -> None:
-    assert words_of_sh(tmp_path, fork.apart_words(value), "host") == value
-
-
-@pytest.mark.parametrize("value", NASTY)
 def test_any_word_of_the_seed_arrives_as_it_was(files: InstanceFiles, tmp_path: Path, value: str) -> None:
     write_file(files.seed_sources / RENDERED, f"account={shlex.quote(value)}\n")
-    assert words_of_sh(tmp_path, fork.live_words(files, grown=True), "account") == value
+    assert words_of_sh(tmp_path, fork.identity_words(files, grown=True), "account") == value
 
 
 @pytest.mark.parametrize("value", NASTY)
@@ -592,19 +578,6 @@ def test_a_libvirt_that_refuses_is_written_down(
     files.memory.touch()
     fork._load(files, INSTANCE, template)
     assert fork.read_progress(files) == Progress(fork.FAILED, "libvirt refuses the connection")
-    assert not files.memory.exists()
-
-
-def test_a_fork_that_cannot_be_set_apart_is_written_down(
-    files: InstanceFiles,
-    load: Any,  # noqa: ANN401
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    say(monkeypatch, files, "vmw-identity: failed to set the fork apart\r\n")
-    monkeypatch.setattr(guest_agent, "ended", lambda _domain, _pid: guest_agent.Ended(1, "RNDRESEEDCRNG: no\n"))
-    progress = load(lambda _path: None)
-    assert progress.phase == fork.FAILED
-    assert progress.reason.endswith("RNDRESEEDCRNG: no")
     assert not files.memory.exists()
 
 
