@@ -104,6 +104,8 @@ set_apart() {
 # What the host does not wait for.
 settle() {
     keep_identity
+    # The SSH server, DHCP and the first login come first.
+    sleep 2
     # It holds the template's ids in memory, and its log is not this machine's.
     rm -rf /var/log/journal/*
     systemctl restart systemd-journald.service
