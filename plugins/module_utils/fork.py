@@ -66,7 +66,7 @@ IDENTITY = "/usr/lib/vmw/identity"
 """The program in the golden image that gives a machine its identity."""
 
 IDENTITY_SECONDS = {"kvm": 15.0, "qemu": 180.0}
-"""How long the guest may take for its identity before the VM is started cold instead."""
+"""How long the guest may take to be apart from the template, and then to be done, before the VM is started cold instead."""
 
 AGENT_SECONDS = 10.0
 """How long libvirt may take to find the agent of a guest that it has restored. It was seen to take some milliseconds too long."""
@@ -260,6 +260,7 @@ def run_identity(files: InstanceFiles, instance: Instance, domain: Any, words: s
             else:
                 plug_in()
                 plugged = True
+                deadline = time.monotonic() + IDENTITY_SECONDS[instance.virt_type]
     except (ValueError, KeyError, TypeError) as error:
         message = f"the guest's agent does not answer as it should: {error}"
         raise VmwError(message) from error

@@ -18,7 +18,8 @@ try:
 except ImportError:
     libvirt = libvirt_qemu = None
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
+ARRIVAL_POLL_SECONDS = 0.02
 ANSWER_SECONDS = 5
 """How long the agent may take for one answer."""
 
@@ -79,7 +80,7 @@ def await_answer(domain: Any, timeout: float) -> None:  # noqa: ANN401
         if time.monotonic() > deadline:
             message = "the guest's agent does not answer"
             raise VmwError(message)
-        time.sleep(POLL_SECONDS)
+        time.sleep(ARRIVAL_POLL_SECONDS)
 
 
 def _number(value: object) -> int:

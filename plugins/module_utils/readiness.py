@@ -183,7 +183,7 @@ class Guest:
         return self._wait("address", lambda domain: guest_address(domain, self._instance))
 
     def ssh(self) -> str:
-        """Wait until the guest's SSH server shows its own key, and return the address at which it does."""
+        """Wait until the VM's own SSH server is reached, and return the address at which it is; see `ssh_address`."""
         host_key = " ".join(self._files.host_key.with_suffix(".pub").read_text().split()[:2])
         # The address is looked up anew: it may have changed since the phase before.
         return self._wait("ssh", lambda domain: ssh_address(guest_address(domain, self._instance), host_key, self._instance))

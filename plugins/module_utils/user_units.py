@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.state import command
 
 if TYPE_CHECKING:
@@ -54,5 +56,7 @@ def remove_units(loaded: list[str], left: Iterable[Path]) -> None:
     if left:
         systemctl("daemon-reload")
     if loaded:
-        # One that failed in the end stays in the list without its file. A pattern, unlike a name, may fit nothing.
-        systemctl("reset-failed", *(f"{unit[:-1]}[{unit[-1]}]" for unit in loaded))
+        # One that failed in the end stays in the list without its file. A pattern, unlike a name, may fit nothing, and one that
+        # leaves the list by itself at this moment is no failure either.
+        with contextlib.suppress(VmwError):
+            systemctl("reset-failed", *(f"{unit[:-1]}[{unit[-1]}]" for unit in loaded))

@@ -196,10 +196,10 @@ class Save:
             with contextlib.suppress(libvirt.libvirtError):
                 self.domain.abortJob()
             self._thread.join(ABORT_SECONDS)
-        if not self._thread.is_alive() and is_running(self.domain):
-            # libvirt has been seen to leave what was written, which it would take for saved memory after a restart of its own.
-            with contextlib.suppress(libvirt.libvirtError):
-                self.domain.managedSaveRemove(0)
+            if not self._thread.is_alive() and is_running(self.domain):
+                # libvirt has been seen to leave what was written, and would take it for saved memory after its next start.
+                with contextlib.suppress(libvirt.libvirtError):
+                    self.domain.managedSaveRemove(0)
 
 
 def find(files: InstanceFiles) -> Any:  # noqa: ANN401

@@ -92,6 +92,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import (
     template_xml,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
+from ansible_collections.vmw.worktree.plugins.module_utils.hostile_files import printable
 from ansible_collections.vmw.worktree.plugins.module_utils.image import (
     LOCK,
     CallerWatch,
@@ -120,6 +121,9 @@ from ansible_collections.vmw.worktree.plugins.module_utils.template import (
     versions_of,
 )
 
+SAID_LENGTH = 200
+"""Characters of the guest's complaint that are shown."""
+
 try:
     import libvirt
 except ImportError:
@@ -135,8 +139,9 @@ OLDEST_QEMU = 9_000_000
 READY = ("/bin/sh", "-c", "systemctl is-system-running --wait; true")
 """Ends when the template's system has come up, degraded or not."""
 
-SETTLE = ("/bin/sh", "-c", "/usr/lib/vmw/identity --rehearse; sync; fstrim /; sync")
-"""Brings into memory what the forks need at once, and leaves out of the disk what nobody needs."""
+SETTLE = ("/bin/sh", "-c", "/usr/lib/vmw/identity --template || exit; sync; fstrim /; sync; true")
+"""Brings into memory what the forks need at once, and leaves out of the disk what nobody needs. The program of an older golden
+image does not know that mode."""
 
 
 def prepare(template: Template, manifest: Manifest, machine: Machine, peer: str) -> tuple[Fork, str]:
@@ -215,7 +220,11 @@ def make(template: Template, manifest: Manifest, machine: Machine, connection: A
     domain = connection.createXML(xml)
     try:
         await_system(domain, files.console, timeout, caller)
-        guest_agent.call(domain, *SETTLE, timeout=timeout)
+        settled = guest_agent.call(domain, *SETTLE, timeout=timeout)
+        if settled.status:
+            said = printable(settled.output.strip()[-SAID_LENGTH:])
+            message = f"the golden image is older than that (`vmw image build` makes a new one), or its system failed: {said}"
+            raise VmwError(message)
         save(domain, files, owner, peer)
     finally:
         # Saved, it is gone.

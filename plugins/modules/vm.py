@@ -103,10 +103,6 @@ options:
     description: Whether a new VM may be started as a fork of a saved template. Its memory is then loaded in the background.
     type: bool
     default: false
-  runtime_dir:
-    description: Directory of the shares' sockets; see M(vmw.worktree.shares).
-    type: str
-    default: ""
   wait:
     description: Whether to wait until the guest can be used.
     type: bool
@@ -170,7 +166,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_
 
 def recorded(module: AnsibleModule) -> dict[str, Any]:
     """Return the record of a VM that was made earlier, when it has all that it starts from."""
-    files = files_of(module.params["state_dir"], module.params["name"])
+    files = files_of(module.params["state_dir"], module.params["name"] or "")
     known = files.load()
     files.check_complete(known)
     return {"changed": False, "instance": known.as_dict()}
@@ -186,15 +182,17 @@ def running(module: AnsibleModule) -> dict[str, Any]:
 
     done.append(instance.present(module) if parameters["worktree"] else recorded(module))
     clock.note("instance")
+    if parameters["worktree"]:
+        # From here on the memory of a fork is loaded in the background. Before it has a card, its policy is enforced.
+        done.append(disk.make(part()))
+        clock.note("disk")
     # A host's reboot, or a new version of vmw, may have come since the VM was made.
     done.append(egress.present(part(mode="", allow=[], forbid=[])))
     clock.note("egress")
     if parameters["worktree"]:
-        done.append(disk.make(part()))
-        clock.note("disk")
         done.append(cloud_init.make(part()))
         clock.note("cloud_init")
-    served = virtiofsd.present(part())
+    served = virtiofsd.present(part(runtime_dir=""))
     done.append(served)
     clock.note("virtiofsd")
     started = domain.running(part(sockets=served["sockets"], mountpoints=served["mountpoints"]), clock)
@@ -231,7 +229,6 @@ def main() -> None:
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
             "proxy_port": {"type": "int", "default": 0},
             "warm": {"type": "bool", "default": False},
-            "runtime_dir": {"type": "str", "default": ""},
             "wait": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 0},
             "timings": {"type": "bool", "default": False},

@@ -214,14 +214,15 @@ def running(module: Module, clock: Clock | None = None) -> dict[str, Any]:
             timeout = module.params["timeout"] or WAIT_SECONDS[instance.virt_type]
             guest = Guest(files, instance, connection, timeout)
             told["address"] = result["address"] = await_guest(guest, clock, module.params["mountpoints"] if how != "warm" else [])
-        domain = find_own_domain(connection, files.name, str(files.record))
-        if how == "resumed":
-            # Its clock stood still while its memory was on the disk.
-            wake(files.name, domain, instance.mac, module.warn)
-        if module.params["wait"]:
-            tell_guest(module, files, domain, module.params["proxy_port"])
-            if module.params["timings"] and how == "cold":
-                boot_phases(domain, clock)
+    # Others have their turn from here on.
+    domain = find_own_domain(connection, files.name, str(files.record))
+    if how == "resumed":
+        # Its clock stood still while its memory was on the disk.
+        wake(files.name, domain, instance.mac, module.warn)
+    if module.params["wait"]:
+        tell_guest(module, files, domain, module.params["proxy_port"])
+        if module.params["timings"] and how == "cold":
+            boot_phases(domain, clock)
     return {"start": how, "instance": told, "timings": clock.phases, **result}
 
 

@@ -27,10 +27,12 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
     is_running,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.port_units import can_bind
+from ansible_collections.vmw.worktree.plugins.module_utils.secrets_profiles import find_proxy
 from ansible_collections.vmw.worktree.plugins.module_utils.session import LOOPBACK, check_lists, check_policy
 
 if TYPE_CHECKING:
     from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Module
+    from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 
 TELL_SECONDS = 30.0
 """How long the guest may take to write two files."""
@@ -42,6 +44,15 @@ SAID_LENGTH = 200
 def described(egress: Egress) -> str:
     """Return a policy for a diff."""
     return "".join(f"{line}\n" for line in (egress.mode, *egress.allow))
+
+
+def port_of_proxy(state: State, setting: int) -> int:
+    """Return the port of the user's proxy: the one that was asked for, or that it was set up with, or the one of this user."""
+    if setting:
+        return setting
+    with contextlib.suppress(VmwError):
+        return int(find_proxy(state).rpartition(":")[2])
+    return proxy_port(0, os.getuid())
 
 
 def guest_url(instance: Instance, port: int) -> str:
@@ -62,10 +73,10 @@ def tell_guest(module: Module, files: InstanceFiles, domain: Any, asked_port: in
         asked_port: The proxy's port, or 0 for this user's own.
     """
     instance = files.load()
-    url = guest_url(instance, proxy_port(asked_port, os.getuid()))
-    if instance.egress.told == url:
-        return
     try:
+        url = guest_url(instance, port_of_proxy(files.state, asked_port))
+        if instance.egress.told == url:
+            return
         # Without a lock: a guest may take its time, and others have theirs to do.
         ended = guest_agent.call(domain, "/bin/sh", stdin=guest_script(url), timeout=TELL_SECONDS)
         reason = printable(ended.output.strip()[:SAID_LENGTH]) if ended.status else ""
@@ -104,11 +115,13 @@ def present(module: Module) -> dict[str, Any]:
     recorded = files.load()
     if recorded.is_session:
         return serve(module, recorded)
-    port = proxy_port(parameters["proxy_port"], os.getuid())
+    port = port_of_proxy(files.state, parameters["proxy_port"])
     with contextlib.nullcontext() if module.check_mode else files.state.lock("instances"):
         before = files.load()
         egress = before.egress.changed(parameters["mode"], parameters["allow"], parameters["forbid"])
         after = dataclasses.replace(before, egress=egress)
+        # Says so when a guest could not be led to the proxy.
+        guest_url(after, port)
         changed = after != before
         if not module.check_mode:
             changed |= enforce(files, before, after, port)

@@ -208,6 +208,7 @@ configure_boot() {
     touch /etc/cloud/cloud-init.disabled
     install -m 0755 "$here/init.sh" /usr/lib/vmw/init
     install -m 0755 "$here/identity.sh" /usr/lib/vmw/identity
+    gcc -O2 -s -Wall -Wextra -Werror -o /usr/lib/vmw/apart "$here/apart.c"
     # systemd waits for each of these before it starts anything, and a clone has nothing of what they look for.
     for name in cloud-init-generator netplan systemd-cryptsetup-generator systemd-debug-generator systemd-gpt-auto-generator \
         systemd-hibernate-resume-generator systemd-integritysetup-generator systemd-run-generator \

@@ -5,7 +5,7 @@
 #   identity --fork      in a fork of a running template, which gets its network card and its shares when this has said that it is
 #                        apart from the template: standard input has the same variables, and what only the host knows, the time in
 #                        seconds since 1970, bytes for the random generator, and whether the disk has grown
-#   identity --rehearse  in a template: brings into memory what its forks need at once
+#   identity --template  in a template: brings into memory what its forks need at once
 #
 # The host writes shell, as each program that could read JSON takes an emulated machine a second to start.
 # The host's words assign id, machine, host, fqdn, private, public, account, uid, authorized, mounts, now, entropy and grown.
@@ -78,7 +78,8 @@ mount_shares() {
     echo "$boot" >/run/vmw-boot-id
     printf '%s\n/run/vmw-boot-id /proc/sys/kernel/random/boot_id none bind\n' "$mounts" >/run/vmw-fstab
     # A share that was plugged in a moment ago may not have been found yet.
-    tries=100
+    # A busy host takes its time.
+    tries=600
     until mount --all --fstab /run/vmw-fstab 2>/run/vmw-mount; do
         tries=$((tries - 1))
         if [ "$tries" -eq 0 ]; then
@@ -90,12 +91,11 @@ mount_shares() {
 }
 
 set_apart() {
-    date --set "@$now" >/dev/null
     echo "$host" >/proc/sys/kernel/hostname
-    # Each machine's random numbers are to be its own: the kernel mixes the bytes in, and RNDRESEEDCRNG (random(4)) has it use
-    # them at once. Debian 12's kernel has no driver for the generation id that would do so by itself.
+    # Each machine's random numbers are to be its own: the kernel mixes the bytes in, and is told to use them. Debian 12's has no
+    # driver for the generation id that would do so by itself.
     printf '%s' "$entropy" >/dev/urandom
-    perl -e 'open my $random, ">", "/dev/urandom" or die; ioctl $random, 0x5207, 0 or die "RNDRESEEDCRNG: $!\n"'
+    /usr/lib/vmw/apart "$now"
     say apart
     # While the host plugs in the devices. Without mDNS the machine can be used all the same.
     busctl call org.freedesktop.Avahi / org.freedesktop.Avahi.Server SetHostName s "$host" &
@@ -103,13 +103,14 @@ set_apart() {
 
 # What the host does not wait for.
 settle() {
+    # What there is of it is the template's.
+    rm -rf /var/log/journal/*
+    dd if=/dev/urandom of=/var/lib/systemd/random-seed bs=512 count=1 status=none
     keep_identity
     # The SSH server, DHCP and the first login come first.
     sleep 2
-    # It holds the template's ids in memory, and its log is not this machine's.
-    rm -rf /var/log/journal/*
+    # It holds the template's ids in memory.
     systemctl restart systemd-journald.service
-    dd if=/dev/urandom of=/var/lib/systemd/random-seed bs=512 count=1 status=none
     if "$grown"; then
         systemctl start --no-block vmw-grow-root.service
     fi
@@ -121,14 +122,13 @@ rehearse() {
     systemctl start vmw-later.target $(systemctl show --property=Wants --value vmw-later.target)
     udevadm settle
     mount --version >/dev/null
-    date >/dev/null
-    perl -e 'exit'
+    /usr/lib/vmw/apart "$(date +%s.%N)"
     busctl call org.freedesktop.Avahi / org.freedesktop.Avahi.Server GetHostName >/dev/null
     systemctl is-active ssh.service >/dev/null || true
     cat /usr/sbin/sshd >/dev/null
 }
 
-if [ "$1" = --rehearse ]; then
+if [ "$1" = --template ]; then
     rehearse
     exit
 fi

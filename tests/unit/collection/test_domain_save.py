@@ -149,7 +149,7 @@ def test_it_runs_on_when_it_is_not_saved(files: InstanceFiles, monkeypatch: pyte
     use(monkeypatch, domain)
     with pytest.raises(VmwError, match="runs on: no room"):
         domain_save.present(module(files))
-    assert (domain.calls, renewed) == (["suspend", "resume", "managedSaveRemove"], ["one"])
+    assert (domain.calls, renewed) == (["suspend", "resume"], ["one"])
 
 
 def test_a_fork_on_its_way_is_not_suspended(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_output_without_end_is_cut(agent: Any) -> None:  # noqa: ANN401
 
 
 def test_an_agent_that_answers_late_is_waited_for(agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
-    monkeypatch.setattr(guest_agent, "POLL_SECONDS", 0)
+    monkeypatch.setattr(guest_agent, "ARRIVAL_POLL_SECONDS", 0)
     fake = agent(LibvirtError("QEMU guest agent is not connected"), LibvirtError("QEMU guest agent is not connected"), {})
     guest_agent.await_answer(object(), 60)
     assert [order["execute"] for order in fake.orders] == ["guest-ping"] * 3
