@@ -191,6 +191,19 @@ def await_system(domain: Any, console: Path, timeout: int, caller: CallerWatch) 
         time.sleep(POLL_SECONDS)
 
 
+def settle(domain: Any, timeout: int) -> None:  # noqa: ANN401
+    """Have the template's system ready to be saved.
+
+    Raises:
+        VmwError: It is of an image whose forks could not be completed, or fails.
+    """
+    settled = guest_agent.call(domain, *SETTLE, timeout=timeout)
+    if settled.status:
+        said = printable(settled.output.strip()[-SAID_LENGTH:])
+        message = f"the golden image is older than that (`vmw image build` makes a new one), or its system failed: {said}"
+        raise VmwError(message)
+
+
 def save(domain: Any, files: Any, owner: int, peer: str) -> None:  # noqa: ANN401
     """Save the template and take its memory over into a file of the user's own."""
     with acting_as(owner):
@@ -220,11 +233,7 @@ def make(template: Template, manifest: Manifest, machine: Machine, connection: A
     domain = connection.createXML(xml)
     try:
         await_system(domain, files.console, timeout, caller)
-        settled = guest_agent.call(domain, *SETTLE, timeout=timeout)
-        if settled.status:
-            said = printable(settled.output.strip()[-SAID_LENGTH:])
-            message = f"the golden image is older than that (`vmw image build` makes a new one), or its system failed: {said}"
-            raise VmwError(message)
+        settle(domain, timeout)
         save(domain, files, owner, peer)
     finally:
         # Saved, it is gone.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import guest_agent, packet_filter, passt_units
-from ansible_collections.vmw.worktree.plugins.module_utils.egress import Egress
+from ansible_collections.vmw.worktree.plugins.module_utils.egress import FIRST_PROXY_PORT, Egress
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.guest_agent import Ended
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
@@ -142,6 +144,31 @@ def test_a_guest_that_is_off_is_told_when_it_runs(host: Host, files: InstanceFil
     assert f"https_proxy={URL}" in host.told[0]
     assert len(host.told) == 1
     assert files.load().egress.told == URL
+
+
+def test_a_guest_that_could_not_be_led_to_the_proxy_is_refused_before_anything_changes(
+    host: Host, files: InstanceFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_address(_bridge: str) -> str:
+        message = "br0 has no IPv4 address"
+        raise VmwError(message, code="host_not_ready")
+
+    monkeypatch.setattr(module, "bridge_address", no_address)
+    for check_mode in (True, False):
+        with pytest.raises(VmwError, match="no IPv4 address"):
+            call(files, mode="allowlist", check_mode=check_mode)
+    assert files.load().egress == Egress("internet")
+    assert host.known == {}
+
+
+def test_the_port_is_the_one_with_which_the_proxy_was_set_up(files: InstanceFiles) -> None:
+    state = files.state
+    assert module.port_of_proxy(state, 0) == FIRST_PROXY_PORT + os.getuid() % 1000
+    settings = state.root / "proxy/settings.json"
+    settings.parent.mkdir()
+    settings.write_text(json.dumps({"schema": 1, "address": "192.168.177.1", "port": 47555}))
+    assert module.port_of_proxy(state, 0) == 47555
+    assert module.port_of_proxy(state, 47123) == 47123
 
 
 def test_a_guest_that_does_not_listen_is_warned_of_in_words_that_are_safe(host: Host, files: InstanceFiles) -> None:

@@ -407,16 +407,17 @@ def test_the_program_gets_its_words(files: InstanceFiles, events: list[str], mon
 
 def test_the_end_is_waited_for(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     say(monkeypatch, files, "boot\r\n")
-    said = ["", APART, APART, APART + DONE]
+    said = ["", "", APART, APART, APART + DONE]
 
     def sleep(seconds: float) -> None:
         assert seconds == fork.POLL_SECONDS
+        events.append(f"sleep {len(said)}")
         files.console.write_text(f"boot\r\n{said.pop(0)}")
 
     monkeypatch.setattr(time, "sleep", sleep)
     identify(files, Domain(events))
-    assert said == []
-    assert events == ["plug in"]
+    # No device before the guest is apart.
+    assert events == ["sleep 5", "sleep 4", "sleep 3", "plug in", "sleep 2", "sleep 1"]
 
 
 def test_a_guest_that_is_done_without_its_devices_is_none(

@@ -167,6 +167,19 @@ def test_a_template_that_goes_off_or_takes_too_long_is_given_up(
         image_template.await_system(Domain("t", active=active), tmp_path / "log", timeout, Caller())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("status", [0, 2])
+def test_an_image_whose_forks_could_not_be_completed_has_no_template(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    ended = guest_agent.Ended(status, "identity: 1: .: Illegal option --\x1b\n")
+    monkeypatch.setattr(guest_agent, "call", lambda _domain, *_argv, timeout: ended if timeout == 60 else None)
+    if status:
+        with pytest.raises(VmwError, match="image build") as caught:
+            image_template.settle(Domain("t"), 60)
+        assert "Illegal option" in caught.value.message
+        assert "\x1b" not in caught.value.message
+    else:
+        image_template.settle(Domain("t"), 60)
+
+
 @pytest.mark.parametrize("check_mode", [True, False])
 def test_what_would_be_saved_is_told_where_libvirt_is_not_there_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, check_mode: bool

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
 from ansible_collections.vmw.worktree.plugins.module_utils.layers import cloud_init, disk, domain, egress, instance, virtiofsd
@@ -15,11 +17,11 @@ from records import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock, Part
 
-EVERY_LAYER = ["instance", "egress", "disk", "cloud_init", "virtiofsd", "domain"]
+ROOT = Path(__file__).parents[3]
+EVERY_LAYER = ["instance", "disk", "egress", "cloud_init", "virtiofsd", "domain"]
 
 
 class Layers:
@@ -30,6 +32,8 @@ class Layers:
         self.files = InstanceFiles(State(root), "one")
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.changing: set[str] = set()
+        self.check_mode = False
+        self.warnings: list[str] = []
         self.started: dict[str, Any] = {
             "instance": {"name": "one", "address": "192.0.2.7"},
             "start": "cold",
@@ -45,6 +49,8 @@ class Layers:
 
     def noting(self, layer: str, told: dict[str, Any]) -> Callable[[Part], dict[str, Any]]:
         def work(part: Part) -> dict[str, Any]:
+            assert part.check_mode == self.check_mode
+            part.warn(layer)
             self.asked.append((layer, part.params))
             return {"changed": layer in self.changing, **told}
 
@@ -56,7 +62,7 @@ class Layers:
 
     def run(self, **parameters: object) -> dict[str, Any]:
         values = {"state_dir": str(self.files.state.root), "worktree": None, "name": None, "egress": "internet", "timeout": 0}
-        return vm.running(SimpleNamespace(params={**values, **parameters}, check_mode=False, warn=print))
+        return vm.running(SimpleNamespace(params={**values, **parameters}, check_mode=self.check_mode, warn=self.warnings.append))
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def test_a_worktree_gets_every_layer_in_order(host: Layers) -> None:
     result = host.run(worktree="/w")
     assert [layer for layer, _ in host.asked] == EVERY_LAYER
     assert {parameters["name"] for _, parameters in host.asked[1:]} == {"one"}
-    assert host.asked[1][1]["mode"] == ""
+    assert host.asked[2][1]["mode"] == ""
     assert host.asked[-1][1]["sockets"] == {"vmw:repo": "/r"}
     assert host.asked[-1][1]["mountpoints"] == ["/m"]
     assert [phase["phase"] for phase in result["timings"]] == [*EVERY_LAYER[:-1], "QEMU start"]
@@ -95,6 +101,45 @@ def test_a_half_made_one_is_not_started(host: Layers) -> None:
     with pytest.raises(VmwError, match=r"lacks disk\.qcow2"):
         host.run(name="one")
     assert host.asked == []
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_every_layer_knows_of_check_mode_and_can_warn(host: Layers, *, check_mode: bool) -> None:
+    host.check_mode = check_mode
+    host.run(worktree="/w")
+    assert host.warnings == EVERY_LAYER
+
+
+def test_without_a_worktree_and_a_name_there_is_no_vm(host: Layers) -> None:
+    with pytest.raises(VmwError) as caught:
+        host.run(worktree="")
+    assert caught.value.code == "not_found"
+
+
+def options_of(module: str) -> dict[str, Any]:
+    text = (ROOT / f"plugins/modules/{module}.py").read_text()
+    return dict(yaml.safe_load(text.split('DOCUMENTATION = r"""')[1].split('"""')[0])["options"])
+
+
+def specified(role: str) -> dict[str, Any]:
+    """Return what a role takes, without the words about it."""
+    text = (ROOT / f"roles/{role}/meta/argument_specs.yml").read_text()
+    options = yaml.safe_load(text)["argument_specs"]["main"]["options"]
+    keys = ("type", "choices", "default")
+    return {name.removeprefix(f"{role}_"): {key: option.get(key) for key in keys} for name, option in options.items()}
+
+
+def test_one_task_takes_what_the_layer_takes_that_decides_everything() -> None:
+    one, layer = options_of("vm"), options_of("instance")
+    assert layer.keys() - one.keys() == {"state"}
+    for name in layer.keys() - {"state", "state_dir", "worktree", "name"}:
+        assert {**one[name], "description": ""} == {**layer[name], "description": ""}, name
+
+
+def test_the_roles_agree_on_what_a_vm_is_made_of() -> None:
+    one, layer = specified("spawn"), specified("instance")
+    assert {name: one[name] for name in layer} == layer
+    assert one.keys() == options_of("vm").keys() - {"timeout"} | {"wait_timeout"}
 
 
 def test_before_anything_is_made_the_record_is_told(host: Layers) -> None:
