@@ -30,7 +30,7 @@ QEMU_USERS = ("libvirt-qemu", "qemu")
 DEFAULT_PROFILE = "default"
 """The secrets profile of a VM for which nobody chose one."""
 
-LOCK_POLL_SECONDS = 0.1
+LOCK_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
