@@ -30,6 +30,28 @@ class VmwError(Exception):
         self.log = log
 
 
+def outcome(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run a module's main function and return what Ansible is told: its results, or why it failed.
+
+    Args:
+        function: Does the work and returns the results.
+    """
+    try:
+        return function()
+    except VmwError as error:
+        details = {key: value for key, value in (("hint", error.hint), ("log", error.log)) if value}
+        return {"failed": True, "msg": error.message, "code": error.code, **details}
+    except OSError as error:
+        hint = {"hint": "make room and run it again"} if error.errno in {errno.ENOSPC, errno.EDQUOT} else {}
+        return {"failed": True, "msg": f"{error.filename or 'the host'}: {error.strerror or error}", "code": "failed", **hint}
+    except Exception as error:
+        # libvirt's binding may be missing, and so its class; any of its calls can fail when the daemon or the domain goes.
+        if type(error).__name__ != "libvirtError":
+            raise
+        advice = "run the same command again; `vmw doctor` tells whether libvirt is well"
+        return {"failed": True, "msg": f"libvirt: {error}", "code": "failed", "hint": advice}
+
+
 def run(module: AnsibleModule, function: Callable[[AnsibleModule], dict[str, Any]]) -> None:
     """Run a module's main function and leave the process with its results or its failure.
 
@@ -37,19 +59,7 @@ def run(module: AnsibleModule, function: Callable[[AnsibleModule], dict[str, Any
         module: The Ansible module.
         function: Does the work and returns the results for ``exit_json``.
     """
-    try:
-        result = function(module)
-    except VmwError as error:
-        details = {key: value for key, value in (("hint", error.hint), ("log", error.log)) if value}
-        module.fail_json(msg=error.message, code=error.code, **details)
-    except OSError as error:
-        hint = {"hint": "make room and run it again"} if error.errno in {errno.ENOSPC, errno.EDQUOT} else {}
-        module.fail_json(msg=f"{error.filename or 'the host'}: {error.strerror or error}", code="failed", **hint)
-    except Exception as error:
-        # libvirt's binding may be missing, and so its class; any of its calls can fail when the daemon or the domain goes.
-        if type(error).__name__ != "libvirtError":
-            raise
-        advice = "run the same command again; `vmw doctor` tells whether libvirt is well"
-        module.fail_json(msg=f"libvirt: {error}", code="failed", hint=advice)
-    else:
-        module.exit_json(**result)
+    result = outcome(lambda: function(module))
+    if result.pop("failed", False):
+        module.fail_json(**result)
+    module.exit_json(**result)

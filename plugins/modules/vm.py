@@ -16,6 +16,8 @@ description:
   - Does what M(vmw.worktree.instance), M(vmw.worktree.egress), M(vmw.worktree.overlay), M(vmw.worktree.seed),
     M(vmw.worktree.shares) and M(vmw.worktree.domain) do one after the other, in one task, as each task costs about half a second
     on the way to a usable VM.
+  - On the machine that Ansible runs on, and as its user, it is started as it lies in the collection; anywhere else Ansible packs
+    and sends it first, as it does with every module.
 attributes:
   check_mode:
     support: full
@@ -153,91 +155,15 @@ timings:
   elements: dict
 """
 
-from typing import Any
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.vmw.worktree.plugins.module_utils.egress import INTERNET, MODES
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
-from ansible_collections.vmw.worktree.plugins.module_utils.instance import KEY_MODES, PROXY, files_of
-from ansible_collections.vmw.worktree.plugins.module_utils.layers import cloud_init, disk, domain, egress, instance, virtiofsd
-from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock, Part
-from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE
-
-
-def recorded(module: AnsibleModule) -> dict[str, Any]:
-    """Return the record of a VM that was made earlier, when it has all that it starts from."""
-    files = files_of(module.params["state_dir"], module.params["name"] or "")
-    known = files.load()
-    files.check_complete(known)
-    return {"changed": False, "instance": known.as_dict()}
-
-
-def running(module: AnsibleModule) -> dict[str, Any]:
-    """Have every layer of the VM, one upon the other."""
-    parameters, clock = module.params, Clock()
-    done: list[dict[str, Any]] = []
-
-    def part(**more: object) -> Part:
-        return Part({**parameters, "name": done[0]["instance"]["name"], **more}, module.check_mode, module.warn)
-
-    done.append(instance.present(module) if parameters["worktree"] else recorded(module))
-    clock.note("instance")
-    if parameters["worktree"]:
-        # From here on the memory of a fork is loaded in the background. Before it has a card, its policy is enforced.
-        done.append(disk.make(part()))
-        clock.note("disk")
-    # A host's reboot, or a new version of vmw, may have come since the VM was made.
-    done.append(egress.present(part(mode="", allow=[], forbid=[])))
-    clock.note("egress")
-    if parameters["worktree"]:
-        done.append(cloud_init.make(part()))
-        clock.note("cloud_init")
-    served = virtiofsd.present(part(runtime_dir=""))
-    done.append(served)
-    clock.note("virtiofsd")
-    started = domain.running(part(sockets=served["sockets"], mountpoints=served["mountpoints"]), clock)
-    done.append(started)
-    return {
-        "changed": any(each["changed"] for each in done),
-        "instance": {**done[0]["instance"], **started.get("instance", {})},
-        "start": started["start"],
-        "timings": clock.phases,
-        "diff": started.get("diff", {}),
-    }
+from ansible_collections.vmw.worktree.plugins.module_utils.layers.whole import running
+from ansible_collections.vmw.worktree.plugins.module_utils.vm_arguments import ARGUMENTS, RULES
 
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(
-        argument_spec={
-            "state_dir": {"type": "str", "required": True},
-            "worktree": {"type": "str"},
-            "name": {"type": "str"},
-            "memory_mib": {"type": "int"},
-            "vcpus": {"type": "int"},
-            "disk_gib": {"type": "int"},
-            "bridge": {"type": "str"},
-            "guest_user": {"type": "str"},
-            "git_mode": {"type": "str", "choices": ["protected", "isolated", "none"], "default": "protected"},
-            # Names of profiles, which Ansible would take for secrets by these options' names.
-            "secrets_profile": {"type": "str", "default": DEFAULT_PROFILE, "no_log": False},
-            "secrets": {"type": "str", "default": "", "no_log": False},
-            "egress": {"type": "str", "choices": list(MODES), "default": INTERNET},
-            "keys": {"type": "str", "choices": list(KEY_MODES), "default": PROXY, "no_log": False},
-            "ssh_agent": {"type": "str", "choices": ["forward", "off", "filter"], "default": "forward"},
-            "virt_type": {"type": "str", "choices": ["auto", "kvm", "qemu"], "default": "auto"},
-            "libvirt_uri": {"type": "str", "default": "qemu:///system"},
-            "proxy_port": {"type": "int", "default": 0},
-            "warm": {"type": "bool", "default": False},
-            "wait": {"type": "bool", "default": True},
-            "timeout": {"type": "int", "default": 0},
-            "timings": {"type": "bool", "default": False},
-        },
-        required_one_of=[("worktree", "name")],
-        required_by={"worktree": ("memory_mib", "vcpus", "disk_gib", "bridge", "guest_user")},
-        supports_check_mode=True,
-    )
-    run(module, running)
+    run(AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True, **RULES), running)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,16 @@ import pytest
 import yaml
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
-from ansible_collections.vmw.worktree.plugins.module_utils.layers import cloud_init, disk, domain, egress, instance, virtiofsd
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import (
+    cloud_init,
+    disk,
+    domain,
+    egress,
+    instance,
+    virtiofsd,
+    whole,
+)
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
-from ansible_collections.vmw.worktree.plugins.modules import vm
 from records import record
 
 if TYPE_CHECKING:
@@ -62,7 +69,9 @@ class Layers:
 
     def run(self, **parameters: object) -> dict[str, Any]:
         values = {"state_dir": str(self.files.state.root), "worktree": None, "name": None, "egress": "internet", "timeout": 0}
-        return vm.running(SimpleNamespace(params={**values, **parameters}, check_mode=self.check_mode, warn=self.warnings.append))
+        return whole.running(
+            SimpleNamespace(params={**values, **parameters}, check_mode=self.check_mode, warn=self.warnings.append)
+        )
 
 
 @pytest.fixture

@@ -1,0 +1,53 @@
+# Copyright (c) 2026 The vmw authors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Have a whole VM, layer upon layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.vmw.worktree.plugins.module_utils.instance import files_of
+from ansible_collections.vmw.worktree.plugins.module_utils.layers import cloud_init, disk, domain, egress, instance, virtiofsd
+from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock, Module, Part
+
+
+def recorded(module: Module) -> dict[str, Any]:
+    """Return the record of a VM that was made earlier, when it has all that it starts from."""
+    files = files_of(module.params["state_dir"], module.params["name"] or "")
+    known = files.load()
+    files.check_complete(known)
+    return {"changed": False, "instance": known.as_dict()}
+
+
+def running(module: Module) -> dict[str, Any]:
+    """Have every layer of the VM, one upon the other."""
+    parameters, clock = module.params, Clock()
+    done: list[dict[str, Any]] = []
+
+    def part(**more: object) -> Part:
+        return Part({**parameters, "name": done[0]["instance"]["name"], **more}, module.check_mode, module.warn)
+
+    done.append(instance.present(module) if parameters["worktree"] else recorded(module))
+    clock.note("instance")
+    if parameters["worktree"]:
+        # From here on the memory of a fork is loaded in the background. Before it has a card, its policy is enforced.
+        done.append(disk.make(part()))
+        clock.note("disk")
+    # A host's reboot, or a new version of vmw, may have come since the VM was made.
+    done.append(egress.present(part(mode="", allow=[], forbid=[])))
+    clock.note("egress")
+    if parameters["worktree"]:
+        done.append(cloud_init.make(part()))
+        clock.note("cloud_init")
+    served = virtiofsd.present(part(runtime_dir=""))
+    done.append(served)
+    clock.note("virtiofsd")
+    started = domain.running(part(sockets=served["sockets"], mountpoints=served["mountpoints"]), clock)
+    done.append(started)
+    return {
+        "changed": any(each["changed"] for each in done),
+        "instance": {**done[0]["instance"], **started.get("instance", {})},
+        "start": started["start"],
+        "timings": clock.phases,
+        "diff": started.get("diff", {}),
+    }
