@@ -185,6 +185,9 @@ Driver=virtio_net
 [Network]
 DHCP=ipv4
 IPv6AcceptRA=yes
+# avahi answers for the name.
+LLMNR=no
+MulticastDNS=no
 
 [DHCPv4]
 ClientIdentifier=mac
@@ -220,6 +223,8 @@ configure_boot() {
     sed -i 's/,x-systemd\.growfs//' /etc/fstab
     # Every machine has these devices, and a fork's card and shares come while it runs: nobody should look for their drivers then.
     printf '%s\n' virtio_console virtio_net virtio_rng virtiofs >/etc/modules-load.d/vmw.conf
+    # udev looks each device up there for names of vendors and the keys of keyboards.
+    rm -f /usr/lib/udev/hwdb.bin /etc/udev/hwdb.bin
     # The host asks often, and need not fill the log.
     write_unit qemu-guest-agent.service.d/vmw.conf '[Service]' 'LogLevelMax=notice'
     # Its timers are masked, and it would start Python at each boot.
