@@ -33,13 +33,14 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     """Decides where the module runs."""
 
     _supports_check_mode = True
+    _supports_async = True
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:  # noqa: ANN401 - Ansible's own
         """Run the module and return what it tells."""
         super().run(tmp, task_vars)
         python = self._python_in_place(task_vars or {})
         if not python:
-            return dict(self._execute_module(task_vars=task_vars))
+            return dict(self._execute_module(task_vars=task_vars, wrap_async=self._task.async_val))
         _, params = self.validate_argument_spec(ARGUMENTS, **RULES)
         asked = json.dumps({"params": params, "check_mode": self._task.check_mode})
         argv = [python, "-I", "-c", START, str(ROOT)]

@@ -8,7 +8,6 @@ The action plugin of that name starts it, with the Python of the host's modules.
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import outcome
@@ -19,11 +18,8 @@ from ansible_collections.vmw.worktree.plugins.module_utils.layers.whole import r
 def main() -> None:
     """Do what is asked. An unexpected failure ends the process with its traceback."""
     asked = json.load(sys.stdin)
-    # Whatever else is printed is no result.
-    told = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     warnings: list[str] = []
     task = Part(asked["params"], asked["check_mode"], warnings.append)
     result = outcome(lambda: running(task))
-    with told:
-        json.dump({**result, "warnings": warnings}, told)
+    # Nothing else is printed. A process that goes on in the background has no part in this stream, whose end is waited for.
+    json.dump({**result, "warnings": warnings}, sys.stdout)
