@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The vmw authors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-"""What the module ``vm`` takes. Its action plugin looks at it as well, before anything is started."""
+"""What the modules ``instance`` and ``vm`` take; the action plugin of the latter looks at it as well."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.egress import INTERNE
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import KEY_MODES, PROXY
 from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE
 
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "state_dir": {"type": "str", "required": True},
-    "worktree": {"type": "str"},
-    "name": {"type": "str"},
+DECISIONS: dict[str, dict[str, Any]] = {
     "memory_mib": {"type": "int"},
     "vcpus": {"type": "int"},
     "disk_gib": {"type": "int"},
@@ -28,6 +25,17 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "ssh_agent": {"type": "str", "choices": ["forward", "off", "filter"], "default": "forward"},
     "virt_type": {"type": "str", "choices": ["auto", "kvm", "qemu"], "default": "auto"},
     "libvirt_uri": {"type": "str", "default": "qemu:///system"},
+}
+"""What is decided when a VM is made."""
+
+NEEDED = ("memory_mib", "vcpus", "disk_gib", "bridge", "guest_user")
+"""Those of them that have no default."""
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "state_dir": {"type": "str", "required": True},
+    "worktree": {"type": "str"},
+    "name": {"type": "str"},
+    **DECISIONS,
     "proxy_port": {"type": "int", "default": 0},
     "warm": {"type": "bool", "default": False},
     "wait": {"type": "bool", "default": True},
@@ -37,5 +45,5 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 RULES: dict[str, Any] = {
     "required_one_of": [("worktree", "name")],
-    "required_by": {"worktree": ("memory_mib", "vcpus", "disk_gib", "bridge", "guest_user")},
+    "required_by": {"worktree": NEEDED},
 }

@@ -18,6 +18,7 @@ description:
     on the way to a usable VM.
   - On the machine that Ansible runs on, and as its user, it is started as it lies in the collection; anywhere else Ansible packs
     and sends it first, as it does with every module.
+extends_documentation_fragment: [vmw.worktree.instance.decisions]
 attributes:
   check_mode:
     support: full
@@ -36,67 +37,6 @@ options:
   name:
     description: The VM's name; by default made from the last component of O(worktree).
     type: str
-  memory_mib:
-    description: Memory of a new VM, in MiB. Needed with O(worktree).
-    type: int
-  vcpus:
-    description: Virtual CPUs of a new VM. Needed with O(worktree).
-    type: int
-  disk_gib:
-    description: Size of a new VM's disk, in GiB. Needed with O(worktree).
-    type: int
-  bridge:
-    description: The host's bridge to which the VM is attached. Needed with O(worktree).
-    type: str
-  guest_user:
-    description: Name of the user in the guest. Needed with O(worktree).
-    type: str
-  git_mode:
-    description:
-      - What of the worktree's git data a new VM gets. V(protected) lets the guest commit to the repository, and keeps from it
-        whatever the host's git would run. V(isolated) gives it a git directory of its own, which only borrows the repository's
-        objects. V(none) is no git data at all.
-    type: str
-    choices: [protected, isolated, none]
-    default: protected
-  secrets_profile:
-    description: The secrets profile of a new VM, of which it sees C(secrets.env), when O(secrets) names none.
-    type: str
-    default: default
-  secrets:
-    description: The secrets profile that the VM is to have. An existing VM with another one is a failure.
-    type: str
-    default: ""
-  egress:
-    description:
-      - What a new VM may reach in the network; see M(vmw.worktree.egress), which changes it.
-      - With the user's own libvirt (C(qemu:///session)) only V(open), as nobody would enforce another one.
-    type: str
-    choices: [internet, allowlist, open, offline]
-    default: internet
-  keys:
-    description:
-      - How a new VM comes to the API keys of its secrets profile. V(proxy) keeps them on the host, whose proxy puts them into the
-        VM's requests; it does not go with C(qemu:///session). V(file) shows them to it, read-only.
-    type: str
-    choices: [file, proxy]
-    default: proxy
-  ssh_agent:
-    description:
-      - Whether plain ssh forwards the user's SSH agent to the VM, by the stanza that the user's own configuration can include.
-        Only V(forward) does; the filter of V(filter) is C(vmw ssh)'s.
-    type: str
-    choices: [forward, "off", filter]
-    default: forward
-  virt_type:
-    description: The accelerator.
-    type: str
-    choices: [auto, kvm, qemu]
-    default: auto
-  libvirt_uri:
-    description: Where libvirt listens.
-    type: str
-    default: qemu:///system
   proxy_port:
     description: The port of the user's proxy on the bridge, or 0 for the one of this user.
     type: int

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 from ansible_collections.vmw.worktree.plugins.action import vm as action
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, outcome
 from ansible_collections.vmw.worktree.plugins.module_utils.vm_arguments import ARGUMENTS
+from module_docs import documented_options
 
 ROOT = Path(__file__).parents[3]
 PYTHON = "/usr/bin/python3"
@@ -101,8 +101,7 @@ def test_a_python_that_is_to_be_found_is_ansibles_to_find(python: str) -> None:
 
 
 def test_the_documentation_names_every_argument() -> None:
-    text = (ROOT / "plugins/modules/vm.py").read_text()
-    documented = yaml.safe_load(text.split('DOCUMENTATION = r"""')[1].split('"""')[0])["options"]
+    documented = documented_options("vm")
     assert documented.keys() == ARGUMENTS.keys()
     for name, option in documented.items():
         for key in ("type", "choices", "default", "required"):

@@ -20,6 +20,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.layers import (
     whole,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
+from module_docs import documented_options
 from records import record
 
 if TYPE_CHECKING:
@@ -125,11 +126,6 @@ def test_without_a_worktree_and_a_name_there_is_no_vm(host: Layers) -> None:
     assert caught.value.code == "not_found"
 
 
-def options_of(module: str) -> dict[str, Any]:
-    text = (ROOT / f"plugins/modules/{module}.py").read_text()
-    return dict(yaml.safe_load(text.split('DOCUMENTATION = r"""')[1].split('"""')[0])["options"])
-
-
 def specified(role: str) -> dict[str, Any]:
     """Return what a role takes, without the words about it."""
     text = (ROOT / f"roles/{role}/meta/argument_specs.yml").read_text()
@@ -138,17 +134,10 @@ def specified(role: str) -> dict[str, Any]:
     return {name.removeprefix(f"{role}_"): {key: option.get(key) for key in keys} for name, option in options.items()}
 
 
-def test_one_task_takes_what_the_layer_takes_that_decides_everything() -> None:
-    one, layer = options_of("vm"), options_of("instance")
-    assert layer.keys() - one.keys() == {"state"}
-    for name in layer.keys() - {"state", "state_dir", "worktree", "name"}:
-        assert {**one[name], "description": ""} == {**layer[name], "description": ""}, name
-
-
 def test_the_roles_agree_on_what_a_vm_is_made_of() -> None:
     one, layer = specified("spawn"), specified("instance")
     assert {name: one[name] for name in layer} == layer
-    assert one.keys() == options_of("vm").keys() - {"timeout"} | {"wait_timeout"}
+    assert one.keys() == documented_options("vm").keys() - {"timeout"} | {"wait_timeout"}
 
 
 def test_before_anything_is_made_the_record_is_told(host: Layers) -> None:
