@@ -65,7 +65,7 @@ except ImportError:
 IDENTITY = "/usr/lib/vmw/identity"
 """The program in the golden image that gives a machine its identity."""
 
-IDENTITY_SECONDS = {"kvm": 15.0, "qemu": 180.0}
+IDENTITY_SECONDS = {"kvm": 30.0, "qemu": 180.0}
 """How long the guest may take to be apart from the template, and then to be done, before the VM is started cold instead."""
 
 AGENT_SECONDS = 10.0

@@ -21,5 +21,6 @@ def main() -> None:
     warnings: list[str] = []
     task = Part(asked["params"], asked["check_mode"], warnings.append)
     result = outcome(lambda: running(task))
-    # Nothing else is printed. A process that goes on in the background has no part in this stream, whose end is waited for.
-    json.dump({**result, "warnings": warnings}, sys.stdout)
+    # On a line of its own, whatever was printed before. A process that goes on in the background has no part in this stream, of
+    # which the end is waited for.
+    sys.stdout.write(f"\n{json.dumps({**result, 'warnings': warnings})}\n")

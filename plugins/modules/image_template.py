@@ -200,7 +200,7 @@ def settle(domain: Any, timeout: int) -> None:  # noqa: ANN401
     settled = guest_agent.call(domain, *SETTLE, timeout=timeout)
     if settled.status:
         said = printable(settled.output.strip()[-SAID_LENGTH:])
-        message = f"the golden image is older than that (`vmw image build` makes a new one), or its system failed: {said}"
+        message = f"the golden image is too old for that (`vmw image build` makes a new one), or its system failed: {said}"
         raise VmwError(message)
 
 

@@ -16,8 +16,9 @@ description:
   - Does what M(vmw.worktree.instance), M(vmw.worktree.egress), M(vmw.worktree.overlay), M(vmw.worktree.seed),
     M(vmw.worktree.shares) and M(vmw.worktree.domain) do one after the other, in one task, as each task costs about half a second
     on the way to a usable VM.
-  - On the machine that Ansible runs on, and as its user, it is started as it lies in the collection; anywhere else Ansible packs
-    and sends it first, as it does with every module.
+  - On the machine that Ansible runs on, as its user and with a Python that C(ansible_python_interpreter) names, it is started as
+    it lies in the collection. Anywhere else, and with C(async), C(environment) or C(delegate_to), Ansible packs and sends it
+    first, as it does with every module.
 extends_documentation_fragment: [vmw.worktree.instance.decisions]
 attributes:
   check_mode:

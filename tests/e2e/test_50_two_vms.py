@@ -138,16 +138,16 @@ def test_playbook_on_a_running_vm_changes_nothing(feature_two: Person) -> None:
 
 
 def test_the_task_is_the_same_where_ansible_brings_it_to_the_host(feature_two: Person) -> None:
-    """With sudo to the same user it is packed and sent as to another machine."""
-    values = json.dumps(
-        {"worktree": FEATURE_TWO, "vmw_memory_mib": 1024, "vmw_vcpus": 2, "ansible_become": True, "ansible_become_user": USER}
-    )
-    done = feature_two.playbook("playbooks/spawn.yml", "-vvv", "-e", values, cwd="/", env=PASSWORD_FILE)
-    assert re.search(r"changed=0 +unreachable=0 +failed=0", done.stdout), report(done)
-    assert "AnsiballZ_vm.py" in done.stdout
-    assert '"start": "none"' in done.stdout
-    here = json.dumps({"worktree": FEATURE_TWO, "vmw_memory_mib": 1024, "vmw_vcpus": 2})
-    assert "AnsiballZ" not in feature_two.playbook("playbooks/spawn.yml", "-vvv", "-e", here, cwd="/").stdout
+    """With sudo, here to the same user, it is packed and sent as to another machine."""
+    here = {"worktree": FEATURE_TWO, "vmw_memory_mib": 1024, "vmw_vcpus": 2}
+    brought = {**here, "ansible_become": True, "ansible_become_user": USER}
+    for values, packed in ((here, False), (brought, True)):
+        env = {**PASSWORD_FILE, "ANSIBLE_BECOME_ALLOW_SAME_USER": "true"}
+        done = feature_two.playbook("playbooks/spawn.yml", "-vvv", "-e", json.dumps(values), cwd="/", env=env)
+        assert re.search(r"changed=0 +unreachable=0 +failed=0", done.stdout), report(done)
+        assert '"start": "none"' in done.stdout, report(done)
+        assert ("AnsiballZ_vm.py" in done.stdout) == packed, report(done)
+        assert ("BECOME-SUCCESS" in done.stdout) == packed, report(done)
 
 
 def test_other_worktree_of_the_same_name_is_a_conflict(feature_x: Person) -> None:

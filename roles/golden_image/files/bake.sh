@@ -225,6 +225,7 @@ configure_boot() {
     printf '%s\n' virtio_console virtio_net virtio_rng virtiofs >/etc/modules-load.d/vmw.conf
     # udev looks each device up there for names of vendors and the keys of keyboards.
     rm -f /usr/lib/udev/hwdb.bin /etc/udev/hwdb.bin
+    systemctl mask systemd-hwdb-update.service
     # The host asks often, and need not fill the log.
     write_unit qemu-guest-agent.service.d/vmw.conf '[Service]' 'LogLevelMax=notice'
     # Its timers are masked, and it would start Python at each boot.

@@ -78,8 +78,8 @@ mount_shares() {
     echo "$boot" >/run/vmw-boot-id
     printf '%s\n/run/vmw-boot-id /proc/sys/kernel/random/boot_id none bind\n' "$mounts" >/run/vmw-fstab
     # A share that was plugged in a moment ago may not have been found yet.
-    # A busy host takes its time.
-    tries=600
+    # The host waits for longer, and shows why it failed.
+    tries=200
     until mount --all --fstab /run/vmw-fstab 2>/run/vmw-mount; do
         tries=$((tries - 1))
         if [ "$tries" -eq 0 ]; then
@@ -104,8 +104,8 @@ set_apart() {
 # What the host does not wait for.
 settle() {
     # What there is of it is the template's.
-    rm -rf /var/log/journal/*
-    dd if=/dev/urandom of=/var/lib/systemd/random-seed bs=512 count=1 status=none
+    rm -rf /var/log/journal/* || true
+    dd if=/dev/urandom of=/var/lib/systemd/random-seed bs=512 count=1 status=none || true
     keep_identity
     # The SSH server, DHCP and the first login come first.
     sleep 2
@@ -129,6 +129,7 @@ rehearse() {
 }
 
 if [ "$1" = --template ]; then
+    step="rehearse"
     rehearse
     exit
 fi

@@ -101,7 +101,7 @@ class Failure:
     """Whether the message comes from one of our modules and stands for itself."""
 
 
-_PREFIX = re.compile(r"^(\[ERROR\]: |ERROR! |Task failed: |Module failed: )+")
+_PREFIX = re.compile(r"^(\[ERROR\]: |ERROR! |Task failed: |Module failed: |Action failed: )+")
 """What Ansible says before it comes to the point."""
 
 
