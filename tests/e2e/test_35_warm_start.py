@@ -41,7 +41,7 @@ fact static hostnamectl --static
 fact mac cat /sys/class/net/e*/address
 fact address hostname -I
 fact host_key cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub
-fact random head -c 32 /dev/urandom
+fact random sh -c 'head -c 32 /dev/urandom | base64'
 fact seed sudo sha256sum /var/lib/systemd/random-seed
 fact now date +%s
 fact shares findmnt -n -t virtiofs -o TARGET
