@@ -35,7 +35,7 @@ main()
 
 def bytecode_directory() -> str:
     """Return where Python keeps what it compiles: not beside the sources, where a guest that works on vmw itself could put it."""
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "vmw", "python")  # noqa: PTH111, PTH118
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vmw/python")
 
 
 # Ansible has no type information.

@@ -84,3 +84,22 @@ options:
     type: str
     default: qemu:///system
 """
+
+    WAITING = r"""
+options:
+  wait:
+    description:
+      - Whether to wait until the guest can be used.
+      - As many of the user's emulated VMs start at a time as the host has CPUs. One that is waited for is among them until then.
+    type: bool
+    default: true
+  timeout:
+    description: How long each phase of the wait may take, in seconds; V(0) is 180 under KVM and 900 in software, which takes
+      about five times as long.
+    type: int
+    default: 0
+  timings:
+    description: Whether to ask the guest how long its kernel and its services took, which takes some time itself.
+    type: bool
+    default: false
+"""

@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The vmw authors
 # Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
-"""What the modules ``instance`` and ``vm`` take; the action plugin of the latter looks at it as well."""
+"""What the modules ``instance``, ``domain`` and ``vm`` take; the action plugin of the last looks at it as well."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ DECISIONS: dict[str, dict[str, Any]] = {
 NEEDED = ("memory_mib", "vcpus", "disk_gib", "bridge", "guest_user")
 """Those of them that have no default."""
 
+WAITING: dict[str, dict[str, Any]] = {
+    "wait": {"type": "bool", "default": True},
+    "timeout": {"type": "int", "default": 0},
+    "timings": {"type": "bool", "default": False},
+}
+"""How a start is waited for."""
+
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "state_dir": {"type": "str", "required": True},
     "worktree": {"type": "str"},
@@ -38,9 +45,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     **DECISIONS,
     "proxy_port": {"type": "int", "default": 0},
     "warm": {"type": "bool", "default": False},
-    "wait": {"type": "bool", "default": True},
-    "timeout": {"type": "int", "default": 0},
-    "timings": {"type": "bool", "default": False},
+    **WAITING,
 }
 
 RULES: dict[str, Any] = {

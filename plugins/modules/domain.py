@@ -16,7 +16,7 @@ description:
     fails, it is started cold, with a warning.
   - A guest that was suspended is given the time, and has its address confirmed, as the lease may have run out meanwhile.
   - With O(state=absent) forces the domain off and undefines it. A domain that does not carry this VM's mark is never touched.
-extends_documentation_fragment: [vmw.worktree.instance]
+extends_documentation_fragment: [vmw.worktree.instance, vmw.worktree.instance.waiting]
 attributes:
   check_mode:
     support: full
@@ -38,21 +38,6 @@ options:
     type: list
     elements: str
     default: []
-  wait:
-    description:
-      - Whether to wait until the guest can be used.
-      - As many of the user's emulated VMs start at a time as the host has CPUs. One that is waited for is among them until then.
-    type: bool
-    default: true
-  timeout:
-    description: How long each phase of the wait may take, in seconds; V(0) is 180 under KVM and 900 in software, which takes
-      about five times as long.
-    type: int
-    default: 0
-  timings:
-    description: Whether to ask the guest how long its kernel and its services took, which takes some time itself.
-    type: bool
-    default: false
   proxy_port:
     description: The port of the user's proxy on the bridge, or 0 for the one of this user. A guest that was waited for is told of
       it, when its network policy needs it.
@@ -106,6 +91,7 @@ timings:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import run
 from ansible_collections.vmw.worktree.plugins.module_utils.layers.domain import absent, running
+from ansible_collections.vmw.worktree.plugins.module_utils.vm_arguments import WAITING
 
 
 def main() -> None:
@@ -117,9 +103,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "sockets": {"type": "dict"},
             "mountpoints": {"type": "list", "elements": "str", "default": []},
-            "wait": {"type": "bool", "default": True},
-            "timeout": {"type": "int", "default": 0},
-            "timings": {"type": "bool", "default": False},
+            **WAITING,
             "proxy_port": {"type": "int", "default": 0},
             "libvirt_uri": {"type": "str", "default": "qemu:///system"},
         },

@@ -19,7 +19,7 @@ description:
   - On the machine that Ansible runs on, as its user and with a Python that C(ansible_python_interpreter) names, it is started as
     it lies in the collection. Anywhere else, and with C(async), C(environment) or C(delegate_to), Ansible packs and sends it
     first, as it does with every module.
-extends_documentation_fragment: [vmw.worktree.instance.decisions]
+extends_documentation_fragment: [vmw.worktree.instance.decisions, vmw.worktree.instance.waiting]
 attributes:
   check_mode:
     support: full
@@ -44,19 +44,6 @@ options:
     default: 0
   warm:
     description: Whether a new VM may be started as a fork of a saved template. Its memory is then loaded in the background.
-    type: bool
-    default: false
-  wait:
-    description: Whether to wait until the guest can be used.
-    type: bool
-    default: true
-  timeout:
-    description: How long each phase of the wait may take, in seconds; V(0) is 180 under KVM and 900 in software, which takes
-      about five times as long.
-    type: int
-    default: 0
-  timings:
-    description: Whether to ask the guest how long its kernel and its services took, which takes some time itself.
     type: bool
     default: false
 """

@@ -48,11 +48,10 @@ def described(egress: Egress) -> str:
 
 def port_of_proxy(state: State, setting: int) -> int:
     """Return the port of the user's proxy: the one that was asked for, or that it was set up with, or the one of this user."""
-    if setting:
-        return setting
-    with contextlib.suppress(VmwError):
-        return int(find_proxy(state).rpartition(":")[2])
-    return proxy_port(0, os.getuid())
+    if not setting:
+        with contextlib.suppress(VmwError):
+            setting = int(find_proxy(state).rpartition(":")[2])
+    return proxy_port(setting, os.getuid())
 
 
 def guest_url(instance: Instance, port: int) -> str:
@@ -131,7 +130,7 @@ def present(module: Module) -> dict[str, Any]:
         if is_running(domain):
             if warning := packet_filter.card_warning(after, domain.XMLDesc()):
                 module.warn(warning)
-            tell_guest(module, files, domain, parameters["proxy_port"])
+            tell_guest(module, files, domain, port)
     return {
         "changed": changed,
         "egress": dataclasses.asdict(egress),
