@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from testbed.person import HOME, PASSWORD_FILE, PLAYBOOK, STATE, Person, report
+from testbed.story import COLD
 from testbed.terminal import INTERRUPT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif(COLD, reason="every VM boots in this run")
 
 WORK = f"{HOME}/Code/forks"
 FORKS = ("fork-a", "fork-b", "fork-c")

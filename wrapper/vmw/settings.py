@@ -23,6 +23,7 @@ class Settings:
     vmw_state_dir: str = "~/.config/vmw"
     vmw_libvirt_uri: str = "qemu:///system"
     vmw_bridge: str = "br0"
+    vmw_warm_start: bool = True
     vmw_ssh_agent: str = "forward"
     vmw_ssh_agent_keys: list[str] = field(default_factory=list)
 
@@ -87,6 +88,9 @@ def _checked(name: str, value: object, path: Path) -> Any:  # noqa: ANN401 - eac
         if value not in SSH_AGENT_MODES:
             message = f"{name} in {path} must be one of {', '.join(SSH_AGENT_MODES)}"
             raise VmwError(message, "correct the file", ExitCode.USAGE)
+    if name == "vmw_warm_start":
+        # What else Ansible would take for false does not matter here: it decides about a hint only.
+        return value is not False
     many = name == "vmw_ssh_agent_keys"
     texts = value if many and isinstance(value, list) else [value]
     if (many and not isinstance(value, list)) or not all(isinstance(text, str) and "{{" not in text for text in texts):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from testbed import cache, hostimage, machine, standins
 from testbed.machine import TestbedError
 from testbed.network import SERVER, Network, end, start
+from testbed.story import COLD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -154,8 +155,9 @@ class Container:
         return done
 
     def configure(self, **settings: object) -> None:
-        """Write the user's config.yml: the stand-ins' addresses, CA files, and `settings`."""
-        values: dict[str, object] = {**standins.settings(self.url), **settings}
+        """Write the user's config.yml: the stand-ins' addresses, CA files, how VMs start, and `settings`."""
+        boot = {"vmw_warm_start": False} if COLD else {}
+        values: dict[str, object] = {**standins.settings(self.url), **boot, **settings}
         text = "".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items())
         self.run(
             "umask 077; mkdir -p ~/.config/vmw; cat > ~/.config/vmw/config.yml",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ FEATURE_TWO = f"{PROJECT}/worktrees/feature two"
 CLONE = f"{HOME}/Code/plain-clone"
 CLONE_NAME = "plain-clone"
 """A worktree with a `.git` directory of its own, of which the VM behind NAT is."""
+
+COLD = os.environ.get("VMW_E2E_START") == "cold"
+"""Every VM boots, by the setting `vmw_warm_start: false`, where it would be a fork of a template."""
 
 SMALL = ("--memory", "1024", "--cpus", "2")
 FIRST_SPAWN = "cd vmw && ./vmw spawn ~/Code/project/worktrees/feature-x"

@@ -205,6 +205,12 @@ def test_a_template_tells_which_vms_are_forked(template: Path) -> None:
     assert "4096 MiB and 4 CPUs" in finding.message
 
 
+def test_where_every_vm_is_to_boot_no_template_is_missed(tmp_path: Path) -> None:
+    finding = look("warm start", Settings(vmw_state_dir=str(tmp_path), vmw_warm_start=False))
+    assert finding.status is Status.OK
+    assert "vmw_warm_start" in finding.message
+
+
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"machine": {"memory_mib": 1, "vcpus": 1}}'])
 def test_a_template_that_cannot_be_read_is_none(template: Path, text: str) -> None:
     (template / "template.json").write_text(text)

@@ -64,6 +64,13 @@ def test_what_is_lent_of_the_agent_is_read(tmp_path: Path, text: str, mode: str)
     assert load_settings(path).vmw_ssh_agent == mode
 
 
+@pytest.mark.parametrize(("text", "warm"), [("false", False), ("no", False), ("true", True), ("", True), ("'{{ x }}'", True)])
+def test_how_new_vms_start_is_read(tmp_path: Path, text: str, *, warm: bool) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(f"vmw_warm_start: {text}\n")
+    assert load_settings(path).vmw_warm_start is warm
+
+
 def test_keys_of_the_agent_are_read(tmp_path: Path) -> None:
     path = tmp_path / "config.yml"
     path.write_text("vmw_ssh_agent_keys: [me@host key, SHA256:abc]\n")
