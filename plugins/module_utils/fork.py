@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -47,11 +48,11 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.save_image import change_xml
 from ansible_collections.vmw.worktree.plugins.module_utils.state import read_exactly, write_json
-from ansible_collections.vmw.worktree.plugins.module_utils.template import Template, parts, template_for
+from ansible_collections.vmw.worktree.plugins.module_utils.template import Parts, Template, parts, template_for
 from ansible_collections.vmw.worktree.plugins.module_utils.turns import turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from xml.etree.ElementTree import Element
 
@@ -162,9 +163,8 @@ def _load(files: InstanceFiles, instance: Instance, template: Template) -> None:
             began = time.monotonic()
             connection = connect(instance.libvirt_uri)
             itself = Fork(instance.name, instance.uuid, str(files.record), str(files.disk), str(files.console))
-            files.memory.unlink(missing_ok=True)
-            copy_file(files.memory, parts(template.directory).memory)
-            _restore(connection, files.memory, itself, template)
+            with _memory(files, parts(template.directory)) as memory:
+                _restore(connection, memory, itself, parts(template.directory))
             seconds = time.monotonic() - began
             # Somebody may have given up on the VM meanwhile.
             files.load()
@@ -177,11 +177,28 @@ def _load(files: InstanceFiles, instance: Instance, template: Template) -> None:
         files.memory.unlink(missing_ok=True)
 
 
-def _restore(connection: Any, memory: Path, itself: Fork, template: Template) -> None:  # noqa: ANN401
+@contextlib.contextmanager
+def _memory(files: InstanceFiles, template: Parts) -> Iterator[Path]:
+    """Give the file that a fork is loaded from: the template's own, or a copy while another fork is loaded from that one.
+
+    Not every file system makes a copy of some hundred megabytes in no time.
+    """
+    with template.head.open("rb") as head:
+        try:
+            fcntl.flock(head, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            files.memory.unlink(missing_ok=True)
+            copy_file(files.memory, template.memory)
+            yield files.memory
+        else:
+            yield template.memory
+
+
+def _restore(connection: Any, memory: Path, itself: Fork, template: Parts) -> None:  # noqa: ANN401
     """Load the memory, and note at the template whether that works: one that fails is made anew by the next set-up."""
-    refused = parts(template.directory).refused
+    refused = template.refused
     try:
-        change_xml(memory, lambda saved: fork_xml(saved, itself))
+        change_xml(memory, template.head, lambda saved: fork_xml(saved, itself))
         connection.restoreFlags(str(memory), None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
     except (VmwError, libvirt.libvirtError) as error:
         with contextlib.suppress(OSError):

@@ -89,18 +89,31 @@ def with_xml(text: SavedText, xml: str) -> bytes:
     return _HEADER.pack(MAGIC, *numbers) + body.ljust(numbers[1], b"\0")
 
 
-def change_xml(path: Path, change: Callable[[str], str]) -> None:
+def head_of(path: Path) -> bytes:
+    """Return what stands before the memory of a saved VM.
+
+    Raises:
+        VmwError: The format is not known here.
+    """
+    with path.open("rb") as image:
+        text = read_text(image)
+        image.seek(0)
+        return image.read(_HEADER.size + text.numbers[1])
+
+
+def change_xml(path: Path, head: Path, change: Callable[[str], str]) -> None:
     """Give a saved VM another description; libvirt leaves some 64 KiB of room for one.
 
     Args:
-        path: A file as libvirt saved it.
-        change: Makes the new XML of the old.
+        path: A file as libvirt saved it, whose description may have been changed since.
+        head: A file with what stood before the memory then.
+        change: Makes the new XML of the one in ``head``.
 
     Raises:
         VmwError: The format is not known here, or the description is too long.
     """
+    with head.open("rb") as original:
+        text = read_text(original)
+    changed = with_xml(text, change(text.xml))
     with path.open("r+b") as image:
-        text = read_text(image)
-        head = with_xml(text, change(text.xml))
-        image.seek(0)
-        image.write(head)
+        image.write(changed)

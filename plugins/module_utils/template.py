@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import Machine
     from ansible_collections.vmw.worktree.plugins.module_utils.state import State
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of what a template is: one of another version is not used."""
 
 DIRECTORY = "templates"
@@ -64,6 +64,7 @@ class Parts:
 
     disk: Path
     memory: Path
+    head: Path
     manifest: Path
     console: Path
     saved: Path
@@ -71,10 +72,15 @@ class Parts:
 
 
 def parts(directory: Path) -> Parts:
-    """Return a template's files: disk, memory, what it is; two more while it is made; and why it could not be loaded."""
+    """Return a template's files.
+
+    Disk, memory, and what libvirt wrote before the memory, where each fork's own description takes its place; what the template
+    is; two more while it is made; and why it could not be loaded.
+    """
     return Parts(
         disk=directory / "disk.qcow2",
         memory=directory / "memory",
+        head=directory / "head",
         manifest=directory / "template.json",
         console=directory / "console.log",
         saved=directory / "saved",

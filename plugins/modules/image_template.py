@@ -103,6 +103,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.image import (
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.image_builder import INIT
 from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect, is_running
+from ansible_collections.vmw.worktree.plugins.module_utils.save_image import head_of
 from ansible_collections.vmw.worktree.plugins.module_utils.state import (
     State,
     grant,
@@ -219,6 +220,8 @@ def save(domain: Any, files: Any, owner: int, peer: str) -> None:  # noqa: ANN40
     with acting_as(owner):
         copy_file(files.memory, files.saved)
         files.saved.unlink()
+        files.head.write_bytes(head_of(files.memory))
+        files.head.chmod(0o400)
 
 
 def make(template: Template, manifest: Manifest, machine: Machine, connection: Any, timeout: int) -> None:  # noqa: ANN401

@@ -103,14 +103,13 @@ set_apart() {
 
 # What the host does not wait for.
 settle() {
-    # What there is of it is the template's.
-    rm -rf /var/log/journal/* || true
-    dd if=/dev/urandom of=/var/lib/systemd/random-seed bs=512 count=1 status=none || true
-    keep_identity
     # The SSH server, DHCP and the first login come first.
     sleep 2
-    # It holds the template's ids in memory.
-    systemctl restart systemd-journald.service
+    # This one holds the template's ids in memory. It has stood still, and what was logged meanwhile waits for its successor.
+    systemctl kill --kill-who=main --signal=KILL systemd-journald.service
+    systemctl restart --no-block systemd-timesyncd.service
+    dd if=/dev/urandom of=/var/lib/systemd/random-seed bs=512 count=1 status=none || true
+    keep_identity
     if "$grown"; then
         systemctl start --no-block vmw-grow-root.service
     fi
@@ -121,11 +120,34 @@ rehearse() {
     # shellcheck disable=SC2046 # names of units
     systemctl start vmw-later.target $(systemctl show --property=Wants --value vmw-later.target)
     udevadm settle
+    # Each fork loads all of this memory: what only the boot has read goes, and what a fork will read comes.
+    sync
+    echo 3 >/proc/sys/vm/drop_caches
     mount --version >/dev/null
     /usr/lib/vmw/apart "$(date +%s.%N)"
     busctl call org.freedesktop.Avahi / org.freedesktop.Avahi.Server GetHostName >/dev/null
     systemctl is-active ssh.service >/dev/null || true
-    cat /usr/sbin/sshd >/dev/null
+    rehearse_login
+    # A fork whose power is cut before it has settled must not go on with these.
+    rm -f /var/lib/systemd/random-seed
+    # Until a fork settles they leave the processor to its login; if it never does, their watchdogs start them anew.
+    systemctl kill --kill-who=main --signal=STOP systemd-timesyncd.service systemd-journald.service
+    rm -rf /var/log/journal/*
+}
+
+# With keys that are gone afterwards, by a server that listens nowhere.
+rehearse_login() {
+    work=$(mktemp -d -p /run)
+    for key in host user; do
+        ssh-keygen -q -t ed25519 -N '' -f "$work/$key"
+    done
+    # Its server's directory otherwise comes with its service.
+    install -d /run/sshd
+    chmod 0711 "$work"
+    server="/usr/sbin/sshd -i -o HostKey=$work/host -o AuthorizedKeysFile=$work/user.pub"
+    ssh -F none -i "$work/user" -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+        -o ProxyCommand="$server" "$(ls /var/lib/systemd/linger)@rehearsal" true
+    rm -r "$work"
 }
 
 if [ "$1" = --template ]; then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,12 +27,12 @@ from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwErro
 from ansible_collections.vmw.worktree.plugins.module_utils.fork import Progress
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import RENDERED, Instance, InstanceFiles
 from ansible_collections.vmw.worktree.plugins.module_utils.passt_units import socket_path
+from ansible_collections.vmw.worktree.plugins.module_utils.save_image import head_of
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State, write_file
 from ansible_collections.vmw.worktree.plugins.module_utils.template import Template, parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 INSTANCE = Instance(
     schema=1,
@@ -266,7 +268,8 @@ def template(tmp_path: Path) -> Template:
     template = Template(tmp_path / "images/g", "0123")
     template.directory.mkdir(parents=True)
     (tmp_path / "images/g/disk.qcow2").touch()
-    for path in (parts(template.directory).disk, parts(template.directory).memory, parts(template.directory).manifest):
+    own = parts(template.directory)
+    for path in (own.disk, own.memory, own.head, own.manifest):
         path.write_text(path.name)
     return template
 
@@ -298,7 +301,7 @@ class Connection:
 def load(files: InstanceFiles, events: list[str], template: Template, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
     def run(restore: Callable[[str], None]) -> Progress | None:
         monkeypatch.setattr(fork, "connect", lambda _uri: Connection(restore))
-        monkeypatch.setattr(fork, "change_xml", lambda _path, _change: events.append("describe"))
+        monkeypatch.setattr(fork, "change_xml", lambda _path, _head, _change: events.append("describe"))
         monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
         fork._load(files, INSTANCE, template)
         return fork.read_progress(files)
@@ -307,17 +310,36 @@ def load(files: InstanceFiles, events: list[str], template: Template, monkeypatc
 
 
 def test_a_loaded_fork_has_no_devices_yet(files: InstanceFiles, events: list[str], load: Any) -> None:  # noqa: ANN401
-    seen: list[int] = []
-
-    def restore(path: str) -> None:
-        seen.append(os.stat(path).st_mode & 0o777)  # noqa: PTH116
-        events.append("restore")
-
-    progress = load(restore)
+    progress = load(lambda _path: events.append("restore"))
     assert progress.phase == fork.LOADED
     assert events == ["describe", "restore"]
-    assert seen == [0o600]
     assert not files.memory.exists()
+
+
+def test_memory_is_loaded_from_the_templates_own_file(files: InstanceFiles, template: Template, load: Any) -> None:  # noqa: ANN401
+    seen: list[str] = []
+    load(seen.append)
+    load(seen.append)
+    assert seen == [str(parts(template.directory).memory)] * 2
+    assert not files.memory.exists()
+
+
+def test_two_forks_at_once_do_not_share_a_description(
+    files: InstanceFiles,
+    template: Template,
+    load: Any,  # noqa: ANN401
+) -> None:
+    own, seen = parts(template.directory), []
+
+    def restore(path: str) -> None:
+        seen.append((path, Path(path).read_text(), Path(path).stat().st_mode & 0o777))
+
+    with own.head.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        load(restore)
+    assert seen == [(str(files.memory), "memory", 0o600)]
+    assert not files.memory.exists()
+    assert own.memory.exists()
 
 
 def test_a_restore_that_fails_is_written_down(files: InstanceFiles, load: Any) -> None:  # noqa: ANN401
@@ -561,8 +583,11 @@ def test_memory_that_cannot_be_copied_is_written_down(
     template: Template,
     load: Any,  # noqa: ANN401
 ) -> None:
-    parts(template.directory).memory.unlink()
-    progress = load(lambda _path: None)
+    own = parts(template.directory)
+    own.memory.unlink()
+    with own.head.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        progress = load(lambda _path: None)
     assert progress.phase == fork.FAILED
     assert "No such file" in progress.reason
     assert list(files.directory.glob("memory*")) == []
@@ -582,16 +607,18 @@ def test_a_libvirt_that_refuses_is_written_down(
     assert not files.memory.exists()
 
 
-def test_what_is_restored_is_the_fork_and_the_template_stays(
+def test_what_is_restored_is_the_fork_and_the_templates_memory_stays(
     files: InstanceFiles, events: list[str], template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     itself = Fork("vmw-template-1", "1d4a46bb-4f6b-4e04-b6b9-6a6d2d0f0e5b", "/t/template.json", "/t/disk.qcow2", "/t/console.log")
     xml = template_xml(Machine("kvm", 4096, 4), itself, Boot("/i/kernel", "/i/initrd", "ro", "/i/disk.qcow2"), "")
     header = struct.pack("=16s19I", b"LibvirtQemudSave", 2, 16384, 1, 0, 0, *([0] * 14))
     saved = header + xml.encode().ljust(16384, b"\0") + b"memory"
-    parts(template.directory).memory.write_bytes(saved)
+    own = parts(template.directory)
+    own.memory.write_bytes(saved)
+    own.head.write_bytes(head_of(own.memory))
     restored: list[bytes] = []
-    monkeypatch.setattr(fork, "connect", lambda _uri: Connection(lambda _path: restored.append(files.memory.read_bytes())))
+    monkeypatch.setattr(fork, "connect", lambda _uri: Connection(lambda _path: restored.append(own.memory.read_bytes())))
     monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
     fork._load(files, INSTANCE, template)
     progress = fork.read_progress(files)
@@ -603,7 +630,7 @@ def test_what_is_restored_is_the_fork_and_the_template_stays(
     assert str(files.disk) in text
     assert str(files.console) in text
     assert memory == b"memory"
-    assert parts(template.directory).memory.read_bytes() == saved
+    assert own.head.read_bytes() + b"memory" == saved
 
 
 def test_taking_back_a_fork_without_a_domain_works_too(
