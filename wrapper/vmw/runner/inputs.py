@@ -81,6 +81,8 @@ def environment(layout: Layout, base: Mapping[str, str], become_password_file: P
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), base.get("PATH", os.defpath)]),
         "ANSIBLE_CONFIG": str(layout.ansible_cfg),
         "ANSIBLE_COLLECTIONS_PATH": str(layout.collections),
+        # What our own inventory is written in; Ansible would look for more plugins first.
+        "ANSIBLE_INVENTORY_ENABLED": "yaml",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_FORCE_COLOR": "0",
         "ANSIBLE_LOCALHOST_WARNING": "0",
