@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -48,7 +47,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.save_image import change_xml
 from ansible_collections.vmw.worktree.plugins.module_utils.state import read_exactly, write_json
-from ansible_collections.vmw.worktree.plugins.module_utils.template import Parts, Template, parts, template_for
+from ansible_collections.vmw.worktree.plugins.module_utils.template import Parts, Template, hold, parts, template_for
 from ansible_collections.vmw.worktree.plugins.module_utils.turns import turn
 
 if TYPE_CHECKING:
@@ -134,6 +133,7 @@ def begin(files: InstanceFiles, instance: Instance, template: Template) -> None:
     The caller holds the lock of the VM's start; the process takes it over.
     """
     write_progress(files, Progress(LOADING))
+    memory = _identity(parts(template.directory).memory)
     try:
         copy_file(files.disk, parts(template.directory).disk)
     except BaseException:
@@ -150,21 +150,36 @@ def begin(files: InstanceFiles, instance: Instance, template: Template) -> None:
         os.dup2(nowhere, stream)
     status = 1
     try:
-        _load(files, instance, template)
+        _load(files, instance, template, memory)
         status = 0
     finally:
         os._exit(status)
 
 
-def _load(files: InstanceFiles, instance: Instance, template: Template) -> None:
-    """Load a template's memory into a VM, and write down how that ended."""
+def _identity(memory: Path) -> int:
+    """Tell a template's memory from that of another one in its place; 0 where there is none."""
+    try:
+        return memory.stat().st_ino
+    except OSError:
+        return 0
+
+
+def _load(files: InstanceFiles, instance: Instance, template: Template, memory: int) -> None:
+    """Load a template's memory into a VM, and write down how that ended.
+
+    Args:
+        files: The VM's files.
+        instance: Its record.
+        template: The template.
+        memory: Which memory belongs to the VM's disk, see `_identity`.
+    """
     try:
         with turn(files.state, instance.virt_type, files.load):
             began = time.monotonic()
             connection = connect(instance.libvirt_uri)
             itself = Fork(instance.name, instance.uuid, str(files.record), str(files.disk), str(files.console))
-            with _memory(files, parts(template.directory)) as memory:
-                _restore(connection, memory, itself, parts(template.directory))
+            with _memory(files, parts(template.directory), memory) as path:
+                _restore(connection, path, itself, parts(template.directory))
             seconds = time.monotonic() - began
             # Somebody may have given up on the VM meanwhile.
             files.load()
@@ -177,21 +192,44 @@ def _load(files: InstanceFiles, instance: Instance, template: Template) -> None:
         files.memory.unlink(missing_ok=True)
 
 
+def _check(template: Parts, wanted: int) -> None:
+    if _identity(template.memory) != wanted:
+        message = "its template was made anew meanwhile"
+        raise VmwError(message)
+
+
 @contextlib.contextmanager
-def _memory(files: InstanceFiles, template: Parts) -> Iterator[Path]:
+def _memory(files: InstanceFiles, template: Parts, wanted: int) -> Iterator[Path]:
     """Give the file that a fork is loaded from: the template's own, or a copy while another fork is loaded from that one.
 
     Not every file system makes a copy of some hundred megabytes in no time.
+
+    Args:
+        files: The VM's files.
+        template: The template's.
+        wanted: Which memory, see `_identity`.
+
+    Raises:
+        VmwError: It is gone, or cannot be copied.
     """
-    with template.head.open("rb") as head:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(head, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            own = stack.enter_context(hold(template, wait=False))
+        except OSError:
+            # Somebody else has it, or it is not this user's to write.
             files.memory.unlink(missing_ok=True)
             copy_file(files.memory, template.memory)
+            _check(template, wanted)
             yield files.memory
         else:
-            yield template.memory
+            _check(template, wanted)
+            head = template.head.read_bytes()
+            try:
+                yield template.memory
+            finally:
+                # Nothing of a fork stays there.
+                own.seek(0)
+                own.write(head)
 
 
 def _restore(connection: Any, memory: Path, itself: Fork, template: Parts) -> None:  # noqa: ANN401

@@ -4,16 +4,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ansible_collections.vmw.worktree.plugins.module_utils.accelerator import CPU_INFO
 from ansible_collections.vmw.worktree.plugins.module_utils.session import is_session
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import Machine
@@ -86,6 +89,22 @@ def parts(directory: Path) -> Parts:
         saved=directory / "saved",
         refused=directory / "refused",
     )
+
+
+@contextlib.contextmanager
+def hold(template: Parts, *, wait: bool) -> Iterator[BinaryIO]:
+    """Have the memory of a template for oneself, open for writing; a fork is loaded from it, or another template replaces it.
+
+    Args:
+        template: The files.
+        wait: Whether to wait for who has it.
+
+    Raises:
+        OSError: It cannot be opened, or somebody else has it.
+    """
+    with template.memory.open("r+b") as memory:
+        fcntl.flock(memory, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield memory
 
 
 def host_cpu(cpu_info: str) -> list[str]:

@@ -117,6 +117,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.template import (
     DOMAIN_PREFIX,
     SCHEMA,
     Template,
+    hold,
     parts,
     template_for,
     versions_of,
@@ -249,8 +250,12 @@ def make(template: Template, manifest: Manifest, machine: Machine, connection: A
         created = datetime.now(UTC).isoformat(timespec="seconds")
         what = {"schema": SCHEMA, "created": created, "machine": asdict(machine), "qemu": qemu, "libvirt": library}
         write_json(files.manifest, what, 0o600)
-        shutil.rmtree(template.directory, ignore_errors=True)
-        template.build_directory.rename(template.directory)
+        with contextlib.ExitStack() as stack:
+            # A fork that is loaded from the one before is loaded to its end.
+            with contextlib.suppress(OSError):
+                stack.enter_context(hold(parts(template.directory), wait=True))
+            shutil.rmtree(template.directory, ignore_errors=True)
+            template.build_directory.rename(template.directory)
 
 
 def remove_leftover(connection: Any, itself: Fork) -> None:  # noqa: ANN401

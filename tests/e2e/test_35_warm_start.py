@@ -50,6 +50,9 @@ fact now date +%s
 fact shares findmnt -n -t virtiofs -o TARGET
 fact read cat repo/own
 fact failed systemctl --failed --no-legend --plain
+fact boots sh -c 'sudo journalctl --quiet --list-boots | wc -l'
+fact lease sudo journalctl --quiet --unit systemd-networkd --grep 'acquired from' --output cat
+fact standing_still sh -c 'ps -eo stat=,comm= | grep ^T'
 """
 """What must differ between two machines, as files and as services see it."""
 
@@ -142,6 +145,14 @@ def test_services_see_the_ids_that_files_have(forks: dict[str, dict[str, Any]]) 
         assert fork["hostname"] == fork["static"] == name
 
 
+def test_journal_has_all_since_the_restore_and_nothing_of_the_template(forks: dict[str, dict[str, Any]]) -> None:
+    for name, fork in forks.items():
+        assert fork["boots"] == "1", name
+        # It came while the journal's service stood still.
+        assert fork["instance"]["address"] in fork["lease"], name
+        assert fork["standing_still"] == "", name
+
+
 def test_leases_are_each_forks_own(forks: dict[str, dict[str, Any]], ready: Person) -> None:
     # Address, name and client id, as the LAN's DHCP server has them.
     leases = [line.split() for line in (ready.host.directory / "dnsmasq.leases").read_text().splitlines()]
@@ -208,6 +219,7 @@ def test_nothing_of_the_way_is_left(forks: dict[str, dict[str, Any]], ready: Per
 def test_template_is_private_and_holds_nothing_of_the_user(forks: dict[str, dict[str, Any]], ready: Person) -> None:
     directory = template(ready)
     assert ready.stat(f"{directory}/memory").startswith("600 dev")
+    assert ready.stat(f"{directory}/head").startswith("400 dev")
     assert ready.stat(f"{directory}/disk.qcow2").split()[0] in {"400", "440"}
     key = ready.read(f"{HOME}/.ssh/id_ed25519.pub").split()[1]
     host_key = ready.read(f"{STATE}/instances/fork-a/ssh_host_ed25519_key.pub").split()[1]
@@ -301,6 +313,24 @@ def test_larger_disk_grows(ready: Person, forks: dict[str, dict[str, Any]]) -> N
         assert size >= 22
     finally:
         destroy(ready, "large")
+
+
+def test_fork_that_is_stopped_at_once_is_itself_at_its_next_start(ready: Person) -> None:
+    path = make_worktree(ready, "hasty")
+    try:
+        # Before it has settled.
+        done = ready.sh(f"cd ~/vmw && ./vmw spawn {path} && ./vmw stop hasty && ./vmw start hasty", timeout=START_S)
+        assert done.returncode == 0, report(done)
+        done = ready.ssh("hasty", FACTS + "echo journals=$(ls /var/log/journal)")
+        assert done.returncode == 0, report(done)
+        now = {key: value.strip() for key, _, value in (line.partition("=") for line in done.stdout.splitlines())}
+        record = ready.record("hasty")
+        assert now["machine_id"] == now["journals"] == record["uuid"].replace("-", "")
+        assert now["hostname"] == now["read"] == "hasty"
+        assert now["host_key"] == ready.read(f"{STATE}/instances/hasty/ssh_host_ed25519_key.pub").split()[1]
+        assert now["failed"] == now["standing_still"] == ""
+    finally:
+        destroy(ready, "hasty")
 
 
 def test_cold_on_request_and_for_other_sizes(ready: Person) -> None:

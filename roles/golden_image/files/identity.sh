@@ -103,16 +103,20 @@ set_apart() {
 
 # What the host does not wait for.
 settle() {
-    # The SSH server, DHCP and the first login come first.
+    # The SSH server, DHCP and mostly the first login come first.
     sleep 2
     # This one holds the template's ids in memory. It has stood still, and what was logged meanwhile waits for its successor.
-    systemctl kill --kill-who=main --signal=KILL systemd-journald.service
-    systemctl restart --no-block systemd-timesyncd.service
+    systemctl kill --kill-who=main --signal=KILL systemd-journald.service || true
+    systemctl restart --no-block systemd-timesyncd.service || true
+    if "$grown"; then
+        systemctl start --no-block vmw-grow-root.service || true
+    fi
+    # A journal under the template's name is there when the watchdog was faster.
+    for place in /var/log/journal/*; do
+        [ "$place" = "/var/log/journal/$machine" ] || rm -rf "$place" || true
+    done
     dd if=/dev/urandom of=/var/lib/systemd/random-seed bs=512 count=1 status=none || true
     keep_identity
-    if "$grown"; then
-        systemctl start --no-block vmw-grow-root.service
-    fi
 }
 
 rehearse() {
@@ -127,27 +131,40 @@ rehearse() {
     /usr/lib/vmw/apart "$(date +%s.%N)"
     busctl call org.freedesktop.Avahi / org.freedesktop.Avahi.Server GetHostName >/dev/null
     systemctl is-active ssh.service >/dev/null || true
-    rehearse_login
-    # A fork whose power is cut before it has settled must not go on with these.
+    work=$(mktemp -d -p /run)
+    # Without it, the first login takes longer.
+    rehearse_login "$work" >/dev/null 2>&1 || true
+    rm -r "$work"
+    # The session ends a moment later. That belongs into the template's journal, not into the forks'.
+    tries=50
+    while [ -n "$(loginctl --no-legend list-sessions)" ] && [ "$tries" -gt 0 ]; do
+        tries=$((tries - 1))
+        sleep 0.1
+    done
+    journalctl --sync
+    # A fork whose power is cut before it has settled must not go on with this.
     rm -f /var/lib/systemd/random-seed
     # Until a fork settles they leave the processor to its login; if it never does, their watchdogs start them anew.
-    systemctl kill --kill-who=main --signal=STOP systemd-timesyncd.service systemd-journald.service
+    # shellcheck disable=SC2046 # numbers
+    kill -STOP $(systemctl show --property=MainPID --value systemd-timesyncd.service systemd-journald.service)
     rm -rf /var/log/journal/*
 }
 
-# With keys that are gone afterwards, by a server that listens nowhere.
+# With keys of its own in the directory WORK, and a server that listens nowhere.
+#   rehearse_login WORK
 rehearse_login() {
-    work=$(mktemp -d -p /run)
     for key in host user; do
-        ssh-keygen -q -t ed25519 -N '' -f "$work/$key"
+        ssh-keygen -q -t ed25519 -N '' -f "$1/$key"
     done
     # Its server's directory otherwise comes with its service.
     install -d /run/sshd
-    chmod 0711 "$work"
-    server="/usr/sbin/sshd -i -o HostKey=$work/host -o AuthorizedKeysFile=$work/user.pub"
-    ssh -F none -i "$work/user" -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
-        -o ProxyCommand="$server" "$(ls /var/lib/systemd/linger)@rehearsal" true
-    rm -r "$work"
+    chmod 0711 "$1"
+    server="/usr/sbin/sshd -i -o HostKey=$1/host -o AuthorizedKeysFile=$1/user.pub"
+    # The image's own user is the only one whose systemd lingers.
+    for account in /var/lib/systemd/linger/*; do
+        ssh -F none -i "$1/user" -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+            -o ProxyCommand="$server" "${account##*/}@rehearsal" true
+    done
 }
 
 if [ "$1" = --template ]; then

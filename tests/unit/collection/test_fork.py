@@ -263,6 +263,10 @@ def test_the_guest_is_told_whether_its_disk_has_grown(files: InstanceFiles, tmp_
     assert as_sh_reads(tmp_path, fork.identity_words(files, grown=grown), "grown", "host") == [str(grown).lower(), "n"]
 
 
+def memory_of(template: Template) -> int:
+    return fork._identity(parts(template.directory).memory)
+
+
 @pytest.fixture
 def template(tmp_path: Path) -> Template:
     template = Template(tmp_path / "images/g", "0123")
@@ -299,11 +303,15 @@ class Connection:
 
 @pytest.fixture
 def load(files: InstanceFiles, events: list[str], template: Template, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
+    def describe(path: Path, _head: Path, _change: object) -> None:
+        events.append("describe")
+        path.write_text("of a fork")
+
     def run(restore: Callable[[str], None]) -> Progress | None:
         monkeypatch.setattr(fork, "connect", lambda _uri: Connection(restore))
-        monkeypatch.setattr(fork, "change_xml", lambda _path, _head, _change: events.append("describe"))
+        monkeypatch.setattr(fork, "change_xml", describe)
         monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
-        fork._load(files, INSTANCE, template)
+        fork._load(files, INSTANCE, template, memory_of(template))
         return fork.read_progress(files)
 
     return run
@@ -316,12 +324,30 @@ def test_a_loaded_fork_has_no_devices_yet(files: InstanceFiles, events: list[str
     assert not files.memory.exists()
 
 
-def test_memory_is_loaded_from_the_templates_own_file(files: InstanceFiles, template: Template, load: Any) -> None:  # noqa: ANN401
-    seen: list[str] = []
-    load(seen.append)
-    load(seen.append)
-    assert seen == [str(parts(template.directory).memory)] * 2
-    assert not files.memory.exists()
+def lock(path: Path) -> None:
+    """Take a file's lock, or fail at once when somebody has it."""
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_memory_is_loaded_from_the_templates_own_file_which_is_locked_for_it(
+    files: InstanceFiles,
+    template: Template,
+    load: Any,  # noqa: ANN401
+) -> None:
+    own, seen = parts(template.directory).memory, []
+
+    def restore(path: str) -> None:
+        with pytest.raises(BlockingIOError):
+            lock(own)
+        seen.append((path, own.read_text(), files.memory.exists()))
+
+    for _ in range(2):
+        load(restore)
+        lock(own)
+        # As it was saved, before the memory.
+        assert own.read_text() == "head fork"
+    assert seen == [(str(own), "of a fork", False)] * 2
 
 
 def test_two_forks_at_once_do_not_share_a_description(
@@ -329,17 +355,33 @@ def test_two_forks_at_once_do_not_share_a_description(
     template: Template,
     load: Any,  # noqa: ANN401
 ) -> None:
-    own, seen = parts(template.directory), []
+    own, seen = parts(template.directory).memory, []
 
     def restore(path: str) -> None:
         seen.append((path, Path(path).read_text(), Path(path).stat().st_mode & 0o777))
 
-    with own.head.open() as other:
+    with own.open("r+b") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         load(restore)
-    assert seen == [(str(files.memory), "memory", 0o600)]
+    assert seen == [(str(files.memory), "of a fork", 0o600)]
     assert not files.memory.exists()
-    assert own.memory.exists()
+    assert own.read_text() == "memory"
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_disk_is_not_paired_with_another_templates_memory(
+    files: InstanceFiles, events: list[str], template: Template, monkeypatch: pytest.MonkeyPatch, *, busy: bool
+) -> None:
+    before, own = memory_of(template), parts(template.directory).memory
+    monkeypatch.setattr(fork, "connect", lambda _uri: Connection(lambda _path: events.append("restore")))
+    monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events, active=False))
+    own.rename(own.with_name("old"))
+    own.write_text("new memory")
+    with own.open("r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX if busy else fcntl.LOCK_UN)
+        fork._load(files, INSTANCE, template, before)
+    assert fork.read_progress(files) == Progress(fork.FAILED, "its template was made anew meanwhile")
+    assert "restore" not in events
 
 
 def test_a_restore_that_fails_is_written_down(files: InstanceFiles, load: Any) -> None:  # noqa: ANN401
@@ -583,11 +625,8 @@ def test_memory_that_cannot_be_copied_is_written_down(
     template: Template,
     load: Any,  # noqa: ANN401
 ) -> None:
-    own = parts(template.directory)
-    own.memory.unlink()
-    with own.head.open() as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        progress = load(lambda _path: None)
+    parts(template.directory).memory.unlink()
+    progress = load(lambda _path: None)
     assert progress.phase == fork.FAILED
     assert "No such file" in progress.reason
     assert list(files.directory.glob("memory*")) == []
@@ -602,7 +641,7 @@ def test_a_libvirt_that_refuses_is_written_down(
 
     monkeypatch.setattr(fork, "connect", connect)
     files.memory.touch()
-    fork._load(files, INSTANCE, template)
+    fork._load(files, INSTANCE, template, memory_of(template))
     assert fork.read_progress(files) == Progress(fork.FAILED, "libvirt refuses the connection")
     assert not files.memory.exists()
 
@@ -620,7 +659,7 @@ def test_what_is_restored_is_the_fork_and_the_templates_memory_stays(
     restored: list[bytes] = []
     monkeypatch.setattr(fork, "connect", lambda _uri: Connection(lambda _path: restored.append(own.memory.read_bytes())))
     monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
-    fork._load(files, INSTANCE, template)
+    fork._load(files, INSTANCE, template, memory_of(template))
     progress = fork.read_progress(files)
     assert progress
     assert progress.phase == fork.LOADED

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import accelerator, packet_filter, passt_units
+from ansible_collections.vmw.worktree.plugins.module_utils.template import SCHEMA
 
 from vmw.services import doctor, group, host
 from vmw.services.doctor import Status
@@ -190,7 +191,7 @@ def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "images/g1/templates/0123"
     directory.mkdir(parents=True)
     (tmp_path / "golden-image.qcow2").symlink_to("images/g1/disk.qcow2")
-    what = {"machine": {"memory_mib": 4096, "vcpus": 4}, "qemu": 10_000_003, "libvirt": 11_003_000}
+    what = {"schema": SCHEMA, "machine": {"memory_mib": 4096, "vcpus": 4}, "qemu": 10_000_003, "libvirt": 11_003_000}
     (directory / "template.json").write_text(json.dumps(what))
     return directory
 
@@ -203,6 +204,14 @@ def test_a_template_tells_which_vms_are_forked(template: Path) -> None:
     finding = warm_start(template)
     assert finding.status is Status.OK
     assert "4096 MiB and 4 CPUs" in finding.message
+
+
+def test_a_template_of_another_vmw_is_told(template: Path) -> None:
+    file = template / "template.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema": SCHEMA - 1}))
+    finding = warm_start(template)
+    assert (finding.status, finding.fix) == (Status.WARN, "vmw host")
+    assert "another vmw" in finding.message
 
 
 def test_where_every_vm_is_to_boot_no_template_is_missed(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_environment_is_exactly_this() -> None:
         "PATH": f"{Path(sys.executable).parent}:/usr/bin",
         "ANSIBLE_CONFIG": "/srv/vmw/ansible.cfg",
         "ANSIBLE_COLLECTIONS_PATH": "/srv/vmw/collections",
+        "ANSIBLE_INVENTORY_ENABLED": "yaml",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_FORCE_COLOR": "0",
         "ANSIBLE_LOCALHOST_WARNING": "0",

@@ -178,6 +178,9 @@ class _Session:
         drop_questions(os.environ)
         import ansible_runner  # noqa: PLC0415 - takes 0.2 s, after the first words are on the screen
 
+        from vmw.runner.terminals import close_at_once  # noqa: PLC0415 - loads what ansible-runner has loaded
+
+        close_at_once()
         self.timeline.handed_over()
         result = ansible_runner.run(
             private_data_dir=str(private),

@@ -28,6 +28,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.session import is_ses
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import OPEN_FILES, find_virtiofsd
 from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, State, qemu_user
 from ansible_collections.vmw.worktree.plugins.module_utils.template import DIRECTORY as TEMPLATES
+from ansible_collections.vmw.worktree.plugins.module_utils.template import SCHEMA as TEMPLATE_SCHEMA
 from ansible_collections.vmw.worktree.plugins.module_utils.template import parts
 from ansible_collections.vmw.worktree.plugins.module_utils.user_units import unit_directory
 
@@ -401,10 +402,13 @@ def _check_template(settings: Settings) -> Finding:
             told = json.loads(manifest.read_text())
             size = f"{told['machine']['memory_mib']} MiB and {told['machine']['vcpus']} CPUs"
             saved_by = (int(told["qemu"]), int(told["libvirt"]))
+            schema = int(told["schema"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if parts(manifest.parent).refused.exists():
             return _warn(f"{cold}, as the saved VM that they would be forked of could not be loaded", HOST)
+        if schema != TEMPLATE_SCHEMA:
+            return _warn(f"{cold}, as the VM that they would be forked of was saved by another vmw", HOST)
         if saved_by != _versions(settings):
             return _warn(f"{cold}, as the VM that they would be forked of was saved by another QEMU or libvirt", HOST)
         return _ok(f"new VMs with {size} are forked of a saved one")
