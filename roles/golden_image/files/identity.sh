@@ -145,8 +145,10 @@ rehearse() {
     # A fork whose power is cut before it has settled must not go on with this.
     rm -f /var/lib/systemd/random-seed
     # Until a fork settles they leave the processor to its login; if it never does, their watchdogs start them anew.
-    # shellcheck disable=SC2046 # numbers
-    kill -STOP $(systemctl show --property=MainPID --value systemd-timesyncd.service systemd-journald.service)
+    for pid in $(systemctl show --property=MainPID --value systemd-timesyncd.service systemd-journald.service); do
+        # 0 for one that does not run.
+        [ "$pid" -eq 0 ] || kill -STOP "$pid"
+    done
     rm -rf /var/log/journal/*
 }
 
