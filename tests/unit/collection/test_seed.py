@@ -145,7 +145,7 @@ def test_nothing_in_it_is_more_than_a_word_to_the_shell(tmp_path: Path, value: s
 def test_the_guests_program_uses_what_the_host_assigns() -> None:
     program = (ROOT / "roles/golden_image/files/identity.sh").read_text()
     used = set(re.findall(r"\$(\w+)", re.sub(r"(?m)^\s*#.*", "", program))) - {"1", "2"}
-    own = set(re.findall(r"(?m)^\s*(?:local )?(\w+)=|read -r ([\w ]+)", program))
+    own = set(re.findall(r"(?m)^\s*(?:local )?(\w+)=|read -r ([\w ]+)|for (\w+) in", program))
     assigned = {name for words in own for word in words for name in word.split()}
     from_host = {*VARIABLES, "now", "entropy", "grown"}
     assert used - assigned <= from_host
