@@ -25,7 +25,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.neighbours import nei
 if TYPE_CHECKING:
     from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 SSH_PORT = 22
 """Where a guest is reached that has an address of its own."""
 
