@@ -133,9 +133,10 @@ def begin(files: InstanceFiles, instance: Instance, template: Template) -> None:
     The caller holds the lock of the VM's start; the process takes it over.
     """
     write_progress(files, Progress(LOADING))
-    memory = _identity(parts(template.directory).memory)
+    saved = parts(template.directory)
+    memory = _inode(saved.memory)
     try:
-        copy_file(files.disk, parts(template.directory).disk)
+        copy_file(files.disk, saved.disk)
     except BaseException:
         files.fork.unlink()
         raise
@@ -150,36 +151,36 @@ def begin(files: InstanceFiles, instance: Instance, template: Template) -> None:
         os.dup2(nowhere, stream)
     status = 1
     try:
-        _load(files, instance, template, memory)
+        _load(files, instance, saved, memory)
         status = 0
     finally:
         os._exit(status)
 
 
-def _identity(memory: Path) -> int:
-    """Tell a template's memory from that of another one in its place; 0 where there is none."""
+def _inode(memory: Path) -> int:
+    """Return what tells a template's memory from that of another one in its place; 0 where there is none."""
     try:
         return memory.stat().st_ino
     except OSError:
         return 0
 
 
-def _load(files: InstanceFiles, instance: Instance, template: Template, memory: int) -> None:
+def _load(files: InstanceFiles, instance: Instance, template: Parts, memory: int) -> None:
     """Load a template's memory into a VM, and write down how that ended.
 
     Args:
         files: The VM's files.
         instance: Its record.
-        template: The template.
-        memory: Which memory belongs to the VM's disk, see `_identity`.
+        template: The template's.
+        memory: Inode of the memory that belongs to the VM's disk.
     """
     try:
         with turn(files.state, instance.virt_type, files.load):
             began = time.monotonic()
             connection = connect(instance.libvirt_uri)
             itself = Fork(instance.name, instance.uuid, str(files.record), str(files.disk), str(files.console))
-            with _memory(files, parts(template.directory), memory) as path:
-                _restore(connection, path, itself, parts(template.directory))
+            with _memory(files, template, memory) as path:
+                _restore(connection, path, itself, template)
             seconds = time.monotonic() - began
             # Somebody may have given up on the VM meanwhile.
             files.load()
@@ -192,12 +193,6 @@ def _load(files: InstanceFiles, instance: Instance, template: Template, memory: 
         files.memory.unlink(missing_ok=True)
 
 
-def _check(template: Parts, wanted: int) -> None:
-    if _identity(template.memory) != wanted:
-        message = "its template was made anew meanwhile"
-        raise VmwError(message)
-
-
 @contextlib.contextmanager
 def _memory(files: InstanceFiles, template: Parts, wanted: int) -> Iterator[Path]:
     """Give the file that a fork is loaded from: the template's own, or a copy while another fork is loaded from that one.
@@ -207,7 +202,7 @@ def _memory(files: InstanceFiles, template: Parts, wanted: int) -> Iterator[Path
     Args:
         files: The VM's files.
         template: The template's.
-        wanted: Which memory, see `_identity`.
+        wanted: Its inode.
 
     Raises:
         VmwError: It is gone, or cannot be copied.
@@ -217,19 +212,17 @@ def _memory(files: InstanceFiles, template: Parts, wanted: int) -> Iterator[Path
             own = stack.enter_context(hold(template, wait=False))
         except OSError:
             # Somebody else has it, or it is not this user's to write.
-            files.memory.unlink(missing_ok=True)
-            copy_file(files.memory, template.memory)
-            _check(template, wanted)
-            yield files.memory
+            path = files.memory
+            path.unlink(missing_ok=True)
+            copy_file(path, template.memory)
         else:
-            _check(template, wanted)
-            head = template.head.read_bytes()
-            try:
-                yield template.memory
-            finally:
-                # Nothing of a fork stays there.
-                own.seek(0)
-                own.write(head)
+            path = template.memory
+            # Nothing of a fork stays there.
+            stack.callback(own.write, template.head.read_bytes())
+        if _inode(template.memory) != wanted:
+            message = "its template was made anew meanwhile"
+            raise VmwError(message)
+        yield path
 
 
 def _restore(connection: Any, memory: Path, itself: Fork, template: Parts) -> None:  # noqa: ANN401

@@ -11,7 +11,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import fork, guest_agent
@@ -33,6 +33,9 @@ from ansible_collections.vmw.worktree.plugins.module_utils.template import Templ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    Load = Callable[[Callable[[str], None]], Progress]
+    """Loads a template's memory by what stands for libvirt's restore, and returns how that went."""
 
 INSTANCE = Instance(
     schema=1,
@@ -264,7 +267,7 @@ def test_the_guest_is_told_whether_its_disk_has_grown(files: InstanceFiles, tmp_
 
 
 def memory_of(template: Template) -> int:
-    return fork._identity(parts(template.directory).memory)
+    return fork._inode(parts(template.directory).memory)
 
 
 @pytest.fixture
@@ -302,22 +305,24 @@ class Connection:
 
 
 @pytest.fixture
-def load(files: InstanceFiles, events: list[str], template: Template, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401
+def load(files: InstanceFiles, events: list[str], template: Template, monkeypatch: pytest.MonkeyPatch) -> Load:
     def describe(path: Path, _head: Path, _change: object) -> None:
         events.append("describe")
         path.write_text("of a fork")
 
-    def run(restore: Callable[[str], None]) -> Progress | None:
+    def run(restore: Callable[[str], None]) -> Progress:
         monkeypatch.setattr(fork, "connect", lambda _uri: Connection(restore))
         monkeypatch.setattr(fork, "change_xml", describe)
         monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
-        fork._load(files, INSTANCE, template, memory_of(template))
-        return fork.read_progress(files)
+        fork._load(files, INSTANCE, parts(template.directory), memory_of(template))
+        progress = fork.read_progress(files)
+        assert progress
+        return progress
 
     return run
 
 
-def test_a_loaded_fork_has_no_devices_yet(files: InstanceFiles, events: list[str], load: Any) -> None:  # noqa: ANN401
+def test_a_loaded_fork_has_no_devices_yet(files: InstanceFiles, events: list[str], load: Load) -> None:
     progress = load(lambda _path: events.append("restore"))
     assert progress.phase == fork.LOADED
     assert events == ["describe", "restore"]
@@ -333,7 +338,7 @@ def lock(path: Path) -> None:
 def test_memory_is_loaded_from_the_templates_own_file_which_is_locked_for_it(
     files: InstanceFiles,
     template: Template,
-    load: Any,  # noqa: ANN401
+    load: Load,
 ) -> None:
     own, seen = parts(template.directory).memory, []
 
@@ -353,7 +358,7 @@ def test_memory_is_loaded_from_the_templates_own_file_which_is_locked_for_it(
 def test_two_forks_at_once_do_not_share_a_description(
     files: InstanceFiles,
     template: Template,
-    load: Any,  # noqa: ANN401
+    load: Load,
 ) -> None:
     own, seen = parts(template.directory).memory, []
 
@@ -379,12 +384,12 @@ def test_a_disk_is_not_paired_with_another_templates_memory(
     own.write_text("new memory")
     with own.open("r+b") as other:
         fcntl.flock(other, fcntl.LOCK_EX if busy else fcntl.LOCK_UN)
-        fork._load(files, INSTANCE, template, before)
+        fork._load(files, INSTANCE, parts(template.directory), before)
     assert fork.read_progress(files) == Progress(fork.FAILED, "its template was made anew meanwhile")
     assert "restore" not in events
 
 
-def test_a_restore_that_fails_is_written_down(files: InstanceFiles, load: Any) -> None:  # noqa: ANN401
+def test_a_restore_that_fails_is_written_down(files: InstanceFiles, load: Load) -> None:
     def restore(_path: str) -> None:
         message = "load of migration failed"
         raise RuntimeError(message)
@@ -394,7 +399,7 @@ def test_a_restore_that_fails_is_written_down(files: InstanceFiles, load: Any) -
     assert not files.memory.exists()
 
 
-def test_a_template_that_cannot_be_restored_is_marked_until_it_can(load: Any, template: Template) -> None:  # noqa: ANN401
+def test_a_template_that_cannot_be_restored_is_marked_until_it_can(load: Load, template: Template) -> None:
     refused = parts(template.directory).refused
 
     def restore(_path: str) -> None:
@@ -623,7 +628,7 @@ def test_a_fork_whose_disk_cannot_be_copied_is_none_and_says_so(
 def test_memory_that_cannot_be_copied_is_written_down(
     files: InstanceFiles,
     template: Template,
-    load: Any,  # noqa: ANN401
+    load: Load,
 ) -> None:
     parts(template.directory).memory.unlink()
     progress = load(lambda _path: None)
@@ -641,7 +646,7 @@ def test_a_libvirt_that_refuses_is_written_down(
 
     monkeypatch.setattr(fork, "connect", connect)
     files.memory.touch()
-    fork._load(files, INSTANCE, template, memory_of(template))
+    fork._load(files, INSTANCE, parts(template.directory), memory_of(template))
     assert fork.read_progress(files) == Progress(fork.FAILED, "libvirt refuses the connection")
     assert not files.memory.exists()
 
@@ -659,7 +664,7 @@ def test_what_is_restored_is_the_fork_and_the_templates_memory_stays(
     restored: list[bytes] = []
     monkeypatch.setattr(fork, "connect", lambda _uri: Connection(lambda _path: restored.append(own.memory.read_bytes())))
     monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
-    fork._load(files, INSTANCE, template, memory_of(template))
+    fork._load(files, INSTANCE, parts(template.directory), memory_of(template))
     progress = fork.read_progress(files)
     assert progress
     assert progress.phase == fork.LOADED
@@ -719,7 +724,7 @@ def test_a_vm_that_is_no_fork_is_not_adopted(files: InstanceFiles) -> None:
     assert not fork.adopt(files)
 
 
-def test_what_was_loaded_of_a_fork_that_failed_is_ended(files: InstanceFiles, events: list[str], load: Any) -> None:  # noqa: ANN401
+def test_what_was_loaded_of_a_fork_that_failed_is_ended(files: InstanceFiles, events: list[str], load: Load) -> None:
     files.leaving.touch()
     progress = load(lambda _path: events.append("restore"))
     assert progress.phase == fork.FAILED
