@@ -231,7 +231,7 @@ def _restore(connection: Any, memory: Path, itself: Fork, template: Parts) -> No
     try:
         change_xml(memory, template.head, lambda saved: fork_xml(saved, itself))
         connection.restoreFlags(str(memory), None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
-    except (VmwError, libvirt.libvirtError) as error:
+    except (VmwError, OSError, libvirt.libvirtError) as error:
         with contextlib.suppress(OSError):
             refused.write_text(f"{error}\n")
         raise

@@ -399,12 +399,13 @@ def test_a_restore_that_fails_is_written_down(files: InstanceFiles, load: Load) 
     assert not files.memory.exists()
 
 
-def test_a_template_that_cannot_be_restored_is_marked_until_it_can(load: Load, template: Template) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, OSError])
+def test_a_template_that_cannot_be_restored_is_marked_until_it_can(load: Load, template: Template, kind: type[Exception]) -> None:
     refused = parts(template.directory).refused
 
     def restore(_path: str) -> None:
         message = "load of migration failed"
-        raise RuntimeError(message)
+        raise kind(message)
 
     load(restore)
     assert refused.read_text() == "load of migration failed\n"
