@@ -47,7 +47,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.save_image import change_xml
 from ansible_collections.vmw.worktree.plugins.module_utils.state import read_exactly, write_json
-from ansible_collections.vmw.worktree.plugins.module_utils.template import Parts, Template, hold, parts, template_for
+from ansible_collections.vmw.worktree.plugins.module_utils.template import Parts, Template, hold, parts, template_for, unfit
 from ansible_collections.vmw.worktree.plugins.module_utils.turns import turn
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
     from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles
+    from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock
 
 try:
     import libvirt
@@ -121,10 +122,11 @@ def write_progress(files: InstanceFiles, progress: Progress) -> None:
     write_json(files.fork, asdict(progress), 0o600)
 
 
-def find_template(files: InstanceFiles, instance: Instance, connection: Any) -> Template | None:  # noqa: ANN401
-    """Return the template that a VM can be forked of, or ``None``."""
-    template = template_for(files.state, instance.generation, Machine.of(instance), connection)
-    return template if template.exists() else None
+def find_template(files: InstanceFiles, instance: Instance, connection: Any) -> tuple[Template | None, str]:  # noqa: ANN401
+    """Return the template that a VM can be forked of; or ``None``, and why it does not fit where one was saved for such VMs."""
+    machine = Machine.of(instance)
+    template = template_for(files.state, instance.generation, machine, connection)
+    return (template, "") if template.exists() else (None, unfit(template, machine))
 
 
 def begin(files: InstanceFiles, instance: Instance, template: Template) -> None:
@@ -248,8 +250,13 @@ def end(files: InstanceFiles, instance: Instance) -> None:
 
 def discard(files: InstanceFiles, instance: Instance, domain: Any) -> None:  # noqa: ANN401
     """Take back a fork that did not become a machine of its own: nobody can have used it. The disk is a new one then."""
-    if is_running(domain):
-        domain.destroy()
+    try:
+        if is_running(domain):
+            domain.destroy()
+    except libvirt.libvirtError:
+        # It may have ended by itself. While it runs, its disk is not touched.
+        if is_running(domain):
+            raise
     if has_saved_memory(domain):
         # It belongs to the disk that goes now.
         domain.managedSaveRemove(0)
@@ -257,6 +264,22 @@ def discard(files: InstanceFiles, instance: Instance, domain: Any) -> None:  # n
     create_overlay(files.disk, backing_file(files, instance), instance.disk_gib)
     open_to_qemu(files, instance)
     files.fork.unlink(missing_ok=True)
+
+
+def abandon(files: InstanceFiles) -> None:
+    """Take back a fork that lacks something else and so is not going to be completed; the next spawn forks anew.
+
+    One whose completion has begun may be a whole VM by now, and is left to `adopt`.
+    """
+    if read_progress(files) is None:
+        return
+    # Waits for the memory that is being loaded.
+    with files.start_lock():
+        progress = read_progress(files)
+        if progress is not None and progress.phase in {LOADING, LOADED}:
+            end(files, files.read())
+            files.disk.unlink(missing_ok=True)
+            files.fork.unlink()
 
 
 def adopt(files: InstanceFiles) -> bool:
@@ -322,7 +345,7 @@ def attach(domain: Any, device: Element) -> None:  # noqa: ANN401
     domain.attachDeviceFlags(tostring(device, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
-def complete(files: InstanceFiles, instance: Instance, domain: Any, shares: list[Share]) -> None:  # noqa: ANN401
+def complete(files: InstanceFiles, instance: Instance, domain: Any, shares: list[Share], clock: Clock) -> None:  # noqa: ANN401
     """Make a loaded fork the machine that its record describes; see `run_identity` for what is raised.
 
     Args:
@@ -330,9 +353,11 @@ def complete(files: InstanceFiles, instance: Instance, domain: Any, shares: list
         instance: Its record.
         domain: Its domain, which runs.
         shares: What it gets.
+        clock: Takes the time.
     """
 
     def plug_in() -> None:
+        clock.note("identity")
         # The card comes first, as DHCP takes the longest.
         for device in (card_xml(instance), *map(share_xml, shares)):
             attach(domain, device)
@@ -341,6 +366,7 @@ def complete(files: InstanceFiles, instance: Instance, domain: Any, shares: list
     write_progress(files, Progress(COMPLETING))
     grown = _grow(files, instance, domain)
     run_identity(files, instance, domain, identity_words(files, grown=grown), plug_in)
+    clock.note("shares")
     files.fork.unlink()
 
 

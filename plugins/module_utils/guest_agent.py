@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -63,6 +64,15 @@ def answer(domain: Any, command: str, **arguments: Any) -> Any:  # noqa: ANN401
         return ask(domain, command, **arguments)
     except (libvirt.libvirtError, ValueError, KeyError, TypeError):
         return None
+
+
+def limit_answers(domain: Any) -> None:  # noqa: ANN401
+    """Have libvirt's own questions end in `ANSWER_SECONDS` too, while the domain runs.
+
+    Otherwise it waits without end for a guest that takes a question and never answers it.
+    """
+    with contextlib.suppress(libvirt.libvirtError):
+        domain.agentSetResponseTimeout(ANSWER_SECONDS, 0)
 
 
 def await_answer(domain: Any, timeout: float) -> None:  # noqa: ANN401

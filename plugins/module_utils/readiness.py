@@ -180,6 +180,9 @@ class Guest:
 
     def address(self) -> str:
         """Wait for an address and return it; see `wait` for what is raised here and below."""
+        domain = self._find()
+        if is_running(domain):
+            guest_agent.limit_answers(domain)
         return self._wait("address", lambda domain: guest_address(domain, self._instance))
 
     def ssh(self) -> str:

@@ -54,7 +54,8 @@ class Template:
 
     def exists(self) -> bool:
         """Tell whether the template can be forked."""
-        return parts(self.directory).manifest.is_file()
+        own = parts(self.directory)
+        return all(path.is_file() for path in (own.disk, own.memory, own.head, own.manifest))
 
     def is_refused(self) -> bool:
         """Tell whether the last attempt to load it failed, so that it should be made anew."""
@@ -153,3 +154,25 @@ def template_for(state: State, generation: str, machine: Machine, connection: An
     session = is_session(connection.getURI())
     key = key_of(machine, versions_of(connection), os.uname().release, host_cpu(CPU_INFO.read_text()), session=session)
     return Template(state.images / generation, key)
+
+
+def _is_of(manifest: Path, machine: Machine) -> bool:
+    """Tell whether a template was saved for such a VM."""
+    try:
+        return bool(json.loads(manifest.read_text())["machine"] == asdict(machine))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def unfit(template: Template, machine: Machine) -> str:
+    """Say why VMs cannot be forked of what was saved for them; an empty string where nothing was.
+
+    Args:
+        template: The template of which they could be forked, which is not there.
+        machine: Such a VM.
+    """
+    if template.directory.is_dir():
+        return "a part of it is missing; `vmw host` saves a new one"
+    if any(_is_of(manifest, machine) for manifest in template.directory.parent.glob("*/template.json")):
+        return "it was saved with another QEMU, libvirt, kernel or CPU, or by another vmw; `vmw host` saves a new one"
+    return ""

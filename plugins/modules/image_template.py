@@ -146,8 +146,13 @@ SETTLE = ("/bin/sh", "-c", "/usr/lib/vmw/identity --template || exit; sync; fstr
 image does not know that mode."""
 
 
-def prepare(template: Template, manifest: Manifest, machine: Machine, peer: str) -> tuple[Fork, str]:
-    """Make the template's disk, and return its domain's name and XML."""
+def domain_prefix(owner: int) -> str:
+    """Return how the names of the domains of a user's templates begin."""
+    return f"{DOMAIN_PREFIX}{pwd.getpwuid(owner).pw_name}-"
+
+
+def prepare(template: Template, manifest: Manifest, machine: Machine, peer: str) -> str:
+    """Make the template's disk, and return its domain's XML."""
     directory = template.build_directory
     shutil.rmtree(directory, ignore_errors=True)
     directory.parent.mkdir(mode=0o700, exist_ok=True)
@@ -160,15 +165,14 @@ def prepare(template: Template, manifest: Manifest, machine: Machine, peer: str)
         open_way(files.disk, peer)
         open_way(backing, peer)
         grant(files.disk, peer, "rw-")
-    user = pwd.getpwuid(directory.stat().st_uid).pw_name
     itself = Fork(
-        name=f"{DOMAIN_PREFIX}{user}-{template.key}",
+        name=domain_prefix(directory.stat().st_uid) + template.key,
         uuid=str(uuid.uuid4()),
         record=str(files.manifest),
         disk=str(files.disk),
         console=str(files.console),
     )
-    return itself, template_xml(machine, itself, Boot.of(template.generation, manifest.cmdline), qemu_label(peer))
+    return template_xml(machine, itself, Boot.of(template.generation, manifest.cmdline), qemu_label(peer))
 
 
 def await_system(domain: Any, console: Path, timeout: int, caller: CallerWatch) -> None:  # noqa: ANN401
@@ -229,11 +233,11 @@ def make(template: Template, manifest: Manifest, machine: Machine, connection: A
     """Make a template, complete or not at all."""
     owner = template.generation.stat().st_uid
     caller = CallerWatch()
+    remove_leftovers(connection, template, domain_prefix(owner))
     with acting_as(owner):
         peer = qemu_peer(connection.getURI())
-        itself, xml = prepare(template, manifest, machine, peer)
+        xml = prepare(template, manifest, machine, peer)
         files = parts(template.build_directory)
-    remove_leftover(connection, itself)
     domain = connection.createXML(xml)
     try:
         await_system(domain, files.console, timeout, caller)
@@ -258,15 +262,25 @@ def make(template: Template, manifest: Manifest, machine: Machine, connection: A
             template.build_directory.rename(template.directory)
 
 
-def remove_leftover(connection: Any, itself: Fork) -> None:  # noqa: ANN401
-    """End the domain of a template whose making was interrupted, if it is ours."""
+def remove_leftovers(connection: Any, template: Template, prefix: str) -> None:  # noqa: ANN401
+    """End the domains of templates whose making was interrupted, of any size and generation, if they are ours.
+
+    Args:
+        connection: The connection to libvirt.
+        template: The one that is to be made.
+        prefix: See `domain_prefix`.
+
+    Raises:
+        VmwError: A domain that is not ours has the name of the one that is to be made.
+    """
     for domain in connection.listAllDomains():
-        if domain.name() == itself.name:
-            # The mark may be that of an earlier generation's template.
-            if Path(itself.record).parents[3] not in Path(marked_record(domain.XMLDesc())).parents:
-                message = f"libvirt already has a domain named {itself.name!r}, which was not made by vmw"
-                raise VmwError(message, "`virsh` removes it if it is yours", "conflict")
+        name = domain.name()
+        ours = name.startswith(prefix) and template.generation.parent in Path(marked_record(domain.XMLDesc())).parents
+        if ours:
             domain.destroy()
+        elif name == prefix + template.key:
+            message = f"libvirt already has a domain named {name!r}, which was not made by vmw"
+            raise VmwError(message, "`virsh` removes it if it is yours", "conflict")
 
 
 def others(template: Template) -> list[Path]:

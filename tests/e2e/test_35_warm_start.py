@@ -23,6 +23,7 @@ FORKS = ("fork-a", "fork-b", "fork-c")
 START_S = 600
 CLOCK_S = 5
 PLANTED = "planted-key-of-a-test"
+VIRTIOFSD = "/usr/libexec/virtiofsd"
 
 FACTS = """
 while pgrep -f '/usr/lib/vmw/[i]dentity' >/dev/null; do sleep 0.2; done
@@ -170,12 +171,18 @@ def test_timings_add_up_and_show_the_way(forks: dict[str, dict[str, Any]]) -> No
         details = {row["phase"]: [detail["phase"] for detail in row.get("details", [])] for row in rows}
         assert {"wrapper", "Ansible start", "spawn", "Ansible end"} <= set(details)
         assert {"instance", "egress", "disk", "cloud_init", "virtiofsd"} <= set(details["spawn"])
-        assert {"restore, in the background", "identity and shares", "network", "ssh"} <= set(details["spawn"])
+        assert {"restore, in the background", "identity", "shares", "network", "ssh"} <= set(details["spawn"])
 
 
 def test_clock_is_right(forks: dict[str, dict[str, Any]]) -> None:
     for fork in forks.values():
         assert fork["began"] - CLOCK_S <= int(fork["now"]) <= fork["ended"] + CLOCK_S
+
+
+def test_guests_are_told_that_they_are_others(forks: dict[str, dict[str, Any]], ready: Person) -> None:
+    # By the VM generation id, at which the guest's kernel makes its random numbers anew.
+    told = [re.findall(r"<genid>([0-9a-f-]{36})</genid>", ready.virsh("dumpxml", name)) for name in forks]
+    assert len({identity for (identity,) in told}) == len(FORKS)
 
 
 def test_shares_are_each_forks_own(forks: dict[str, dict[str, Any]]) -> None:
@@ -333,13 +340,48 @@ def test_fork_that_is_stopped_at_once_is_itself_at_its_next_start(ready: Person)
         destroy(ready, "hasty")
 
 
-def test_cold_on_request_and_for_other_sizes(ready: Person) -> None:
+def test_another_size_starts_cold(ready: Person) -> None:
     path = make_worktree(ready, "cold")
-    for options in (("--cold", "--no-wait"), ("--memory", "1024", "--no-wait")):
+    try:
+        instance = spawned(ready, path, "--memory", "1024", "--no-wait")
+        assert instance["start"] == "cold"
+        assert "could not be forked" not in instance["said"]
+    finally:
+        destroy(ready, "cold")
+
+
+def test_cold_on_request_and_the_guest_tells_how_long_it_took(ready: Person) -> None:
+    path = make_worktree(ready, "cold")
+    try:
+        done = ready.vmw("spawn", path, "--cold", "--timings", "--json", timeout=START_S)
+        assert done.returncode == 0, report(done)
+        told = json.loads(done.stdout)
+        assert told["instance"]["start"] == "cold"
+        (role,) = (row for row in told["timings"] if row["phase"] == "spawn")
+        seconds = {row["phase"]: row["seconds"] for row in role["details"]}
+        assert {"QEMU start", "network", "ssh", "shares", "kernel"} <= set(seconds)
+        assert seconds["kernel"] > 0
+        assert re.search(r"^  kernel +\d", done.stderr, re.MULTILINE), report(done)
+    finally:
+        destroy(ready, "cold")
+
+
+def test_fork_whose_shares_cannot_be_served_is_not_left_half(ready: Person) -> None:
+    path = make_worktree(ready, "half")
+    try:
+        ready.root(f"mv {VIRTIOFSD} {VIRTIOFSD}.away")
         try:
-            assert spawned(ready, path, *options)["start"] == "cold"
+            done = ready.vmw("spawn", path, timeout=START_S)
         finally:
-            destroy(ready, "cold")
+            ready.root(f"mv {VIRTIOFSD}.away {VIRTIOFSD}")
+        assert done.returncode != 0
+        assert "virtiofsd" in done.stderr, report(done)
+        assert "half" not in ready.domains()
+        assert not ready.exists(f"{STATE}/instances/half/disk.qcow2")
+        assert spawned(ready, path)["start"] == "warm"
+        assert ready.ssh("half", "cat repo/own").stdout == "half\n"
+    finally:
+        destroy(ready, "half")
 
 
 def test_failed_fork_starts_cold_and_says_so(ready: Person) -> None:
@@ -355,6 +397,21 @@ def test_failed_fork_starts_cold_and_says_so(ready: Person) -> None:
         assert ready.domain_state("broken") == "running"
     finally:
         destroy(ready, "broken")
+
+
+def test_template_of_another_host_is_told(ready: Person) -> None:
+    directory = template(ready)
+    other = f"{directory.rpartition('/')[0]}/0123456789ab"
+    path = make_worktree(ready, "other")
+    ready.sh(f"mv {directory} {other}", check=True)
+    try:
+        instance = spawned(ready, path, "--no-wait")
+        assert instance["start"] == "cold"
+        assert "another QEMU, libvirt, kernel or CPU" in instance["said"]
+        assert "another kernel or CPU" in ready.vmw("doctor").stdout
+    finally:
+        ready.sh(f"mv {other} {directory}", check=True)
+        destroy(ready, "other")
 
 
 def test_template_that_cannot_be_loaded_is_made_anew(ready: Person) -> None:

@@ -23,14 +23,13 @@ def create(files: InstanceFiles, instance: Instance, *, warm: bool) -> str:
     Returns:
         Why it is no fork of the template that there is.
     """
-    template = find_template(files, instance, connect(instance.libvirt_uri)) if warm else None
-    reason = ""
+    template, reason = find_template(files, instance, connect(instance.libvirt_uri)) if warm else (None, "")
     if template:
         try:
             begin(files, instance, template)
-        except VmwError as error:
+        except (VmwError, OSError) as error:
             # A new golden image may just have replaced it.
-            reason = error.message
+            reason = getattr(error, "message", str(error))
         else:
             return ""
     # Of a fork that was begun and has no disk.

@@ -74,11 +74,10 @@ def finish_fork(files: InstanceFiles, instance: Instance, domain: Any, shares: l
     try:
         check_loaded(progress, domain)
         clock.add("restore, in the background", progress.seconds)
-        fork.complete(files, instance, domain, shares)
-    except (VmwError, libvirt.libvirtError) as error:
+        fork.complete(files, instance, domain, shares, clock)
+    except (VmwError, OSError, libvirt.libvirtError) as error:
         fork.discard(files, instance, domain)
         return getattr(error, "message", str(error)) or "it failed"
-    clock.note("identity and shares")
     return ""
 
 

@@ -4,11 +4,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
+from ansible_collections.vmw.worktree.plugins.module_utils import fork
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import files_of
 from ansible_collections.vmw.worktree.plugins.module_utils.layers import cloud_init, disk, domain, egress, instance, virtiofsd
 from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock, Module, Part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
 
 
 def recorded(module: Module) -> dict[str, Any]:
@@ -19,16 +26,37 @@ def recorded(module: Module) -> dict[str, Any]:
     return {"changed": False, "instance": known.as_dict()}
 
 
+@contextlib.contextmanager
+def _no_half_fork(files: InstanceFiles) -> Iterator[None]:
+    """Leave nothing of a fork running that is loaded in vain, as a layer above its disk fails."""
+    try:
+        yield
+    except Exception:
+        # What failed first is what the user is told.
+        with contextlib.suppress(Exception):
+            fork.abandon(files)
+        raise
+
+
 def running(module: Module) -> dict[str, Any]:
     """Have every layer of the VM, one upon the other."""
-    parameters, clock = module.params, Clock()
-    done: list[dict[str, Any]] = []
+    clock = Clock()
+    made = instance.present(module) if module.params["worktree"] else recorded(module)
+    clock.note("instance")
+    if module.check_mode:
+        return _layers(module, made, clock)
+    with _no_half_fork(files_of(module.params["state_dir"], made["instance"]["name"])):
+        return _layers(module, made, clock)
+
+
+def _layers(module: Module, made: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """Have what stands upon a VM's record."""
+    parameters = module.params
+    done = [made]
 
     def part(**more: object) -> Part:
-        return Part({**parameters, "name": done[0]["instance"]["name"], **more}, module.check_mode, module.warn)
+        return Part({**parameters, "name": made["instance"]["name"], **more}, module.check_mode, module.warn)
 
-    done.append(instance.present(module) if parameters["worktree"] else recorded(module))
-    clock.note("instance")
     if parameters["worktree"]:
         # From here on the memory of a fork is loaded in the background. Before it has a card, its policy is enforced.
         done.append(disk.make(part()))
@@ -46,7 +74,7 @@ def running(module: Module) -> dict[str, Any]:
     done.append(started)
     return {
         "changed": any(each["changed"] for each in done),
-        "instance": {**done[0]["instance"], **started.get("instance", {})},
+        "instance": {**made["instance"], **started.get("instance", {})},
         "start": started["start"],
         "timings": clock.phases,
         "diff": started.get("diff", {}),

@@ -118,6 +118,11 @@ def test_a_copy_has_the_same_bytes_and_another_mode(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [source, path]
 
 
+def test_a_copy_shares_blocks_and_keeps_holes_where_that_can_be(asked: list[list[str]], tmp_path: Path) -> None:
+    copy_file(tmp_path / "memory", tmp_path / "source")
+    assert asked[0][:3] == ["cp", "--reflink=auto", "--sparse=auto"]
+
+
 def test_a_copy_is_no_link(tmp_path: Path) -> None:
     source, path = tmp_path / "source", tmp_path / "memory"
     source.write_text("template")

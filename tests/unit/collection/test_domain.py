@@ -193,7 +193,6 @@ def test_a_loaded_fork_is_completed(files: InstanceFiles, events: list[str], mon
     assert phases == [
         "wait for the restore",
         "restore, in the background",
-        "identity and shares",
     ]
 
 
@@ -218,7 +217,7 @@ def test_a_fork_that_did_not_come_so_far_is_started_cold(
     assert domain.active
 
 
-@pytest.mark.parametrize("error", [VmwError("the guest did not take its identity"), LibvirtError(1)])
+@pytest.mark.parametrize("error", [VmwError("the guest did not take its identity"), LibvirtError(1), OSError("full")])
 def test_a_fork_that_cannot_be_completed_is_started_cold(
     files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

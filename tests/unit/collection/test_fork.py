@@ -26,6 +26,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import (
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.fork import Progress
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import RENDERED, Instance, InstanceFiles
+from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock
 from ansible_collections.vmw.worktree.plugins.module_utils.passt_units import socket_path
 from ansible_collections.vmw.worktree.plugins.module_utils.save_image import head_of
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State, write_file
@@ -149,10 +150,12 @@ def identify(files: InstanceFiles, domain: Domain, instance: Instance = INSTANCE
     fork.run_identity(files, instance, domain, WORDS, lambda: domain.events.append("plug in"))
 
 
-def complete(files: InstanceFiles, domain: Domain, instance: Instance = INSTANCE, *tags: str) -> None:
-    """Complete a loaded fork."""
+def complete(files: InstanceFiles, domain: Domain, instance: Instance = INSTANCE, *tags: str) -> list[str]:
+    """Complete a loaded fork, and return the phases of that."""
+    clock = Clock()
     fork.write_progress(files, Progress(fork.LOADED))
-    fork.complete(files, instance, domain, [Share(tag, f"/{tag}") for tag in tags])
+    fork.complete(files, instance, domain, [Share(tag, f"/{tag}") for tag in tags], clock)
+    return [phase["phase"] for phase in clock.phases]
 
 
 def test_progress_comes_back_as_it_was_written(files: InstanceFiles) -> None:
@@ -164,7 +167,7 @@ def test_progress_comes_back_as_it_was_written(files: InstanceFiles) -> None:
 
 def test_the_devices_come_when_the_guest_is_apart_and_the_card_first(files: InstanceFiles, events: list[str]) -> None:
     domain = Domain(events)
-    complete(files, domain, INSTANCE, "repo", "secrets")
+    assert complete(files, domain, INSTANCE, "repo", "secrets") == ["identity", "shares"]
     assert events == ["--fork", "card", "share", "share"]
     assert ["/repo" in xml for xml in domain.devices] == [False, True, False]
     assert not files.fork.exists()
@@ -428,6 +431,68 @@ def test_a_fork_that_failed_leaves_a_vm_to_be_started_cold(
     assert not files.memory.exists()
 
 
+class Stubborn(Domain):
+    """A domain that libvirt refuses to end."""
+
+    def destroy(self) -> None:
+        super().destroy()
+        message = "no such job"
+        raise Libvirt.libvirtError(message)
+
+
+def test_a_fork_that_ends_by_itself_meanwhile_is_taken_back_all_the_same(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(fork, "backing_file", lambda *_arguments: None)
+    monkeypatch.setattr(fork, "create_overlay", lambda path, *_arguments: made.append(path))
+    fork.discard(files, INSTANCE, Stubborn(events))
+    assert made == [files.disk]
+
+
+def test_the_disk_of_a_fork_that_cannot_be_ended_stays(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(fork, "create_overlay", lambda path, *_arguments: made.append(path))
+    monkeypatch.setattr(fork, "is_running", lambda _domain: True)
+    with pytest.raises(RuntimeError, match="no such job"):
+        fork.discard(files, INSTANCE, Stubborn(events))
+    assert made == []
+
+
+@pytest.mark.parametrize("phase", [fork.LOADING, fork.LOADED])
+def test_a_fork_that_is_given_up_leaves_nothing(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    monkeypatch.setattr(fork, "connect", lambda uri: uri)
+    monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
+    files.save(INSTANCE)
+    files.disk.touch()
+    fork.write_progress(files, Progress(phase))
+    fork.abandon(files)
+    assert events == ["destroy"]
+    assert not files.disk.exists()
+    assert fork.read_progress(files) is None
+
+
+@pytest.mark.parametrize("phase", [fork.COMPLETING, fork.FAILED, ""])
+def test_what_may_be_a_vm_or_is_to_start_cold_is_not_given_up(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    monkeypatch.setattr(fork, "connect", lambda uri: uri)
+    monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
+    files.save(INSTANCE)
+    files.disk.touch()
+    if phase:
+        fork.write_progress(files, Progress(phase))
+    before = fork.read_progress(files)
+    fork.abandon(files)
+    assert events == []
+    assert files.disk.exists()
+    assert fork.read_progress(files) == before
+
+
 @pytest.mark.parametrize("seconds", ["soon", None, [], {}])
 def test_progress_of_no_length_is_a_failure(files: InstanceFiles, seconds: object) -> None:
     files.fork.write_text(json.dumps({"phase": "loaded", "reason": "", "seconds": seconds}))
@@ -457,7 +522,9 @@ def test_a_template_is_found_when_it_is_complete(
     monkeypatch.setattr(fork, "template_for", template_for)
     if not complete:
         parts(template.directory).manifest.unlink()
-    assert fork.find_template(files, INSTANCE, connection) == (template if complete else None)
+    found, reason = fork.find_template(files, INSTANCE, connection)
+    assert found == (template if complete else None)
+    assert ("a part of it is missing" in reason) == (not complete)
     assert asked == [(files.state, "g", Machine("kvm", 4096, 4), connection)]
 
 
@@ -545,9 +612,8 @@ def test_a_fork_that_is_not_complete_says_so_still(
 ) -> None:
     say(monkeypatch, files, "vmw-identity: failed to write the files\r\n")
     monkeypatch.setattr(guest_agent, "ended", lambda _domain, _pid: None)
-    fork.write_progress(files, Progress(fork.LOADED))
     with pytest.raises(VmwError):
-        fork.complete(files, INSTANCE, Domain(events), [])
+        complete(files, Domain(events))
     assert fork.read_progress(files) == Progress(fork.COMPLETING)
 
 
@@ -559,8 +625,7 @@ def test_a_disk_of_the_templates_size_stays_as_it_is(
         virtual_size = 20 << 30
 
     monkeypatch.setattr(fork, "load_manifest", lambda _directory: Manifest)
-    fork.write_progress(files, Progress(fork.LOADED))
-    fork.complete(files, replace(INSTANCE, disk_gib=size >> 30), Domain(events), [])
+    complete(files, Domain(events), replace(INSTANCE, disk_gib=size >> 30))
     assert events == ["--fork", "card"]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import guest_agent
@@ -13,9 +14,6 @@ from ansible_collections.vmw.worktree.plugins.module_utils.image import BaseImag
 from ansible_collections.vmw.worktree.plugins.module_utils.template import Template
 from ansible_collections.vmw.worktree.plugins.modules import image_template
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 MACHINE = Machine("qemu", 4096, 4)
 ITSELF = Fork(
     "vmw-template-dev-0123",
@@ -24,6 +22,8 @@ ITSELF = Fork(
     "/i/t/disk",
     "/i/t/log",
 )
+PREFIX = "vmw-template-dev-"
+TEMPLATE = Template(Path("/s/images/g2"), "0123")
 XML = template_xml(MACHINE, ITSELF, Boot("/k", "/i", "rw", "/b"), "")
 
 
@@ -85,13 +85,31 @@ def test_an_image_of_before_has_nothing_to_fork() -> None:
 
 def test_what_an_interrupted_run_left_is_ended() -> None:
     mine, other = Domain(ITSELF.name, XML), Domain("other")
-    image_template.remove_leftover(Connection(domains=(other, mine)), ITSELF)
+    image_template.remove_leftovers(Connection(domains=(other, mine)), TEMPLATE, PREFIX)
     assert (mine.active, other.active) == (False, True)
+
+
+def test_what_was_left_of_another_size_is_ended_too() -> None:
+    left = Domain(f"{PREFIX}4567", XML)
+    image_template.remove_leftovers(Connection(domains=(left,)), TEMPLATE, PREFIX)
+    assert not left.active
+
+
+def test_a_template_of_another_place_that_is_being_made_goes_on() -> None:
+    foreign = Domain(f"{PREFIX}4567", XML.replace("/s/images", "/elsewhere/images"))
+    image_template.remove_leftovers(Connection(domains=(foreign,)), TEMPLATE, PREFIX)
+    assert foreign.active
+
+
+def test_a_vm_that_is_named_like_a_template_stays() -> None:
+    vm = Domain(f"{PREFIX}4567", XML.replace("/s/images/g2", "/s/instances"))
+    image_template.remove_leftovers(Connection(domains=(vm,)), TEMPLATE, PREFIX)
+    assert vm.active
 
 
 def test_what_was_left_of_an_earlier_generation_is_ended_too() -> None:
     left = Domain(ITSELF.name, XML.replace("/g2/", "/g1/"))
-    image_template.remove_leftover(Connection(domains=(left,)), ITSELF)
+    image_template.remove_leftovers(Connection(domains=(left,)), TEMPLATE, PREFIX)
     assert not left.active
 
 
@@ -99,7 +117,7 @@ def test_what_was_left_of_an_earlier_generation_is_ended_too() -> None:
 def test_a_foreign_domain_of_that_name_stays(xml: str) -> None:
     foreign = Domain(ITSELF.name, xml)
     with pytest.raises(VmwError, match="not made by vmw") as caught:
-        image_template.remove_leftover(Connection(domains=(foreign,)), ITSELF)
+        image_template.remove_leftovers(Connection(domains=(foreign,)), TEMPLATE, PREFIX)
     assert caught.value.code == "conflict"
     assert foreign.active
 

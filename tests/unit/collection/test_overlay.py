@@ -22,6 +22,9 @@ def instance() -> Instance:
     return record()
 
 
+NO_FILE = "`cp` failed: No such file or directory"
+
+
 @pytest.fixture
 def files(tmp_path: Path, instance: Instance) -> InstanceFiles:
     files = InstanceFiles(State(tmp_path), instance.name)
@@ -36,7 +39,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(overlay, "backing_file", lambda *_arguments: "backing")
     monkeypatch.setattr(overlay, "create_overlay", lambda *_arguments: made.append("overlay"))
     monkeypatch.setattr(overlay, "begin", lambda *_arguments: made.append("fork"))
-    monkeypatch.setattr(overlay, "find_template", lambda *_arguments: "template")
+    monkeypatch.setattr(overlay, "find_template", lambda *_arguments: ("template", ""))
     return made
 
 
@@ -52,21 +55,22 @@ def test_a_cold_one_is_not_though_it_was_begun_as_one(files: InstanceFiles, inst
     assert not files.fork.exists()
 
 
+@pytest.mark.parametrize("reason", ["", "it was saved with another QEMU"])
 def test_without_a_template_a_warm_one_starts_cold(
-    files: InstanceFiles, instance: Instance, made: list[str], monkeypatch: pytest.MonkeyPatch
+    files: InstanceFiles, instance: Instance, made: list[str], monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
-    monkeypatch.setattr(overlay, "find_template", lambda *_arguments: None)
-    assert overlay.create(files, instance, warm=True) == ""
+    monkeypatch.setattr(overlay, "find_template", lambda *_arguments: (None, reason))
+    assert overlay.create(files, instance, warm=True) == reason
     assert made == ["overlay"]
 
 
+@pytest.mark.parametrize("error", [VmwError(NO_FILE), OSError(NO_FILE)])
 def test_a_template_that_goes_meanwhile_means_a_cold_start_and_its_reason(
-    files: InstanceFiles, instance: Instance, made: list[str], monkeypatch: pytest.MonkeyPatch
+    files: InstanceFiles, instance: Instance, made: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def begin(*_arguments: Any) -> None:  # noqa: ANN401
-        message = "`cp` failed: No such file or directory"
-        raise VmwError(message)
+        raise error
 
     monkeypatch.setattr(overlay, "begin", begin)
-    assert overlay.create(files, instance, warm=True) == "`cp` failed: No such file or directory"
+    assert overlay.create(files, instance, warm=True) == NO_FILE
     assert made == ["overlay"]

@@ -48,6 +48,10 @@ class Domain:
         self.agent = agent
         self.active = active
         self._state = state
+        self.limits: list[tuple[int, ...]] = []
+
+    def agentSetResponseTimeout(self, *limit: int) -> None:  # noqa: N802 - libvirt's name
+        self.limits.append(limit)
 
     def interfaceAddresses(self, source: int, _flags: int) -> dict[str, Any]:  # noqa: N802 - libvirt's name
         assert source == Libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT
@@ -66,6 +70,7 @@ class Domain:
 @pytest.fixture(autouse=True)
 def libvirt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libvirt_connection, "libvirt", Libvirt)
+    monkeypatch.setattr(guest_agent, "libvirt", Libvirt)
 
 
 def test_the_agent_tells_the_address() -> None:
@@ -363,6 +368,17 @@ def test_a_guest_tells_its_address_and_shows_its_key_without_the_comment(
     monkeypatch.setattr(readiness, "ssh_address", address)
     assert guest.address() == guest.ssh() == ADDRESS
     assert keys == ["ssh-ed25519 OWN"]
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_a_guest_that_never_answers_holds_nobody_up(
+    guest: readiness.Guest, monkeypatch: pytest.MonkeyPatch, *, active: bool
+) -> None:
+    domain = Domain([ADDRESS], active=active)
+    monkeypatch.setattr(readiness, "find_own_domain", lambda *_arguments: domain)
+    with contextlib.nullcontext() if active else pytest.raises(VmwError, match="went off"):
+        guest.address()
+    assert domain.limits == ([(guest_agent.ANSWER_SECONDS, 0)] if active else [])
 
 
 def test_a_guest_is_off_when_its_domain_is(guest: readiness.Guest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
@@ -77,11 +79,39 @@ def test_of_a_cpu_its_model_and_features_count_and_not_its_clock() -> None:
 def test_a_template_is_there_when_it_is_complete(tmp_path: Path) -> None:
     found = Template(tmp_path, "0123")
     found.directory.mkdir(parents=True)
-    parts(found.directory).memory.touch()
-    assert not found.exists()
-    parts(found.directory).manifest.touch()
+    own = parts(found.directory)
+    for part in (own.memory, own.disk, own.head, own.manifest):
+        assert not found.exists()
+        part.touch()
     assert found.exists()
+    for part in (own.memory, own.disk, own.head, own.manifest):
+        part.unlink()
+        assert not found.exists()
+        part.touch()
     assert not Template(tmp_path, "4567").exists()
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [(KVM, "another QEMU, libvirt, kernel or CPU"), (Machine("kvm", 8192, 4), ""), (None, ""), ("x", "")],
+    ids=["of that size", "of another size", "none", "unreadable"],
+)
+def test_what_was_saved_elsewhere_is_told(tmp_path: Path, saved: Machine | str | None, words: str) -> None:
+    other = Template(tmp_path, "4567")
+    other.directory.mkdir(parents=True)
+    if saved:
+        told = json.dumps({"machine": asdict(saved)}) if isinstance(saved, Machine) else saved
+        parts(other.directory).manifest.write_text(told)
+    reason = template.unfit(Template(tmp_path, "0123"), KVM)
+    assert words in reason
+    assert bool(reason) == bool(words)
+
+
+def test_a_template_that_lacks_a_part_is_told(tmp_path: Path) -> None:
+    found = Template(tmp_path, "0123")
+    assert template.unfit(found, KVM) == ""
+    found.directory.mkdir(parents=True)
+    assert "a part of it is missing" in template.unfit(found, KVM)
 
 
 def test_a_template_that_was_not_loaded_is_refused(tmp_path: Path) -> None:

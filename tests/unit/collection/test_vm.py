@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from ansible_collections.vmw.worktree.plugins.module_utils import fork
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
 from ansible_collections.vmw.worktree.plugins.module_utils.layers import (
@@ -118,6 +119,41 @@ def test_every_layer_knows_of_check_mode_and_can_warn(host: Layers, *, check_mod
     host.check_mode = check_mode
     host.run(worktree="/w")
     assert host.warnings == EVERY_LAYER
+
+
+@pytest.mark.parametrize("layer", ["disk", "egress", "cloud_init", "virtiofsd", "domain"])
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_a_layer_that_fails_leaves_no_half_fork(
+    host: Layers, monkeypatch: pytest.MonkeyPatch, layer: str, *, check_mode: bool
+) -> None:
+    def fail(*_arguments: object) -> None:
+        message = f"no {layer}"
+        raise VmwError(message)
+
+    given_up: list[InstanceFiles] = []
+    modules = {"disk": disk, "egress": egress, "cloud_init": cloud_init, "virtiofsd": virtiofsd, "domain": domain}
+    function = {"disk": "make", "cloud_init": "make", "domain": "running"}.get(layer, "present")
+    monkeypatch.setattr(modules[layer], function, fail)
+    monkeypatch.setattr(fork, "abandon", given_up.append)
+    host.check_mode = check_mode
+    with pytest.raises(VmwError, match=f"no {layer}"):
+        host.run(worktree="/w")
+    assert given_up == ([] if check_mode else [host.files])
+
+
+def test_what_failed_first_is_told(host: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        message = "no disk"
+        raise VmwError(message)
+
+    def fail_again(_files: InstanceFiles) -> None:
+        message = "full"
+        raise OSError(message)
+
+    monkeypatch.setattr(disk, "make", fail)
+    monkeypatch.setattr(fork, "abandon", fail_again)
+    with pytest.raises(VmwError, match="no disk"):
+        host.run(worktree="/w")
 
 
 def test_without_a_worktree_and_a_name_there_is_no_vm(host: Layers) -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import pytest
 from ansible_collections.vmw.worktree.plugins.module_utils import accelerator, packet_filter, passt_units
-from ansible_collections.vmw.worktree.plugins.module_utils.template import SCHEMA
+from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import Machine
+from ansible_collections.vmw.worktree.plugins.module_utils.template import SCHEMA, key_of
 
 from vmw.services import doctor, group, host
 from vmw.services.doctor import Status
@@ -188,10 +190,17 @@ VERSION = "Using library: libvirt 11.3.0\nRunning hypervisor: QEMU 10.0.3\nRunni
 @pytest.fixture
 def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(doctor, "_ask", lambda *_argv: doctor._Answer(0, VERSION))
-    directory = tmp_path / "images/g1/templates/0123"
+    cpu_info = tmp_path / "cpuinfo"
+    cpu_info.write_text("model\t\t: 85\n")
+    monkeypatch.setattr(accelerator, "CPU_INFO", cpu_info)
+    machine = Machine("kvm", 4096, 4)
+    key = key_of(machine, (10_000_003, 11_003_000), os.uname().release, ["model=85"])
+    directory = tmp_path / "images/g1/templates" / key
     directory.mkdir(parents=True)
+    for name in ("disk.qcow2", "memory", "head"):
+        (directory / name).touch()
     (tmp_path / "golden-image.qcow2").symlink_to("images/g1/disk.qcow2")
-    what = {"schema": SCHEMA, "machine": {"memory_mib": 4096, "vcpus": 4}, "qemu": 10_000_003, "libvirt": 11_003_000}
+    what = {"schema": SCHEMA, "machine": asdict(machine), "qemu": 10_000_003, "libvirt": 11_003_000}
     (directory / "template.json").write_text(json.dumps(what))
     return directory
 
@@ -241,6 +250,21 @@ def test_a_template_of_another_qemu_is_told(template: Path, monkeypatch: pytest.
     finding = warm_start(template)
     assert (finding.status, finding.fix) == (Status.WARN, "vmw host")
     assert "another QEMU or libvirt" in finding.message
+
+
+def test_a_template_of_another_cpu_is_told(template: Path) -> None:
+    accelerator.CPU_INFO.write_text("model\t\t: 86\n")
+    finding = warm_start(template)
+    assert (finding.status, finding.fix) == (Status.WARN, "vmw host")
+    assert "another kernel or CPU" in finding.message
+
+
+@pytest.mark.parametrize("part", ["disk.qcow2", "memory", "head"])
+def test_a_template_that_lacks_a_part_is_told(template: Path, part: str) -> None:
+    (template / part).unlink()
+    finding = warm_start(template)
+    assert (finding.status, finding.fix) == (Status.WARN, "vmw host")
+    assert "lacks a part" in finding.message
 
 
 @pytest.mark.parametrize(

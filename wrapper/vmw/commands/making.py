@@ -120,7 +120,7 @@ def spawn(  # noqa: PLR0913 - one argument for each option
     cold: Annotated[bool, typer.Option("--cold", help="Boot the VM, and do not fork it of the saved one.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return before the VM can be reached.")] = False,
     show_timings: Annotated[
-        bool, typer.Option("--timings", help="Show on stderr how long each phase took; --json always has it.")
+        bool, typer.Option("--timings", help="Show on stderr how long each phase took, in the guest too.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -21,6 +21,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils import (
     secrets_profiles,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.bridge_address import bridge_address
+from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import Machine
 from ansible_collections.vmw.worktree.plugins.module_utils.egress import TAP_PREFIX
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError as CollectionError
 from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import FOLLOWER
@@ -29,7 +30,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.share_units import OP
 from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, State, qemu_user
 from ansible_collections.vmw.worktree.plugins.module_utils.template import DIRECTORY as TEMPLATES
 from ansible_collections.vmw.worktree.plugins.module_utils.template import SCHEMA as TEMPLATE_SCHEMA
-from ansible_collections.vmw.worktree.plugins.module_utils.template import parts
+from ansible_collections.vmw.worktree.plugins.module_utils.template import Template, host_cpu, key_of
 from ansible_collections.vmw.worktree.plugins.module_utils.user_units import unit_directory
 
 from vmw.errors import VmwError
@@ -400,19 +401,37 @@ def _check_template(settings: Settings) -> Finding:
     for manifest in sorted(generation.glob(f"{TEMPLATES}/*/template.json")):
         try:
             told = json.loads(manifest.read_text())
-            size = f"{told['machine']['memory_mib']} MiB and {told['machine']['vcpus']} CPUs"
-            saved_by = (int(told["qemu"]), int(told["libvirt"]))
-            schema = int(told["schema"])
+            saved = _Saved(Machine(**told["machine"]), (int(told["qemu"]), int(told["libvirt"])), int(told["schema"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if parts(manifest.parent).refused.exists():
-            return _warn(f"{cold}, as the saved VM that they would be forked of could not be loaded", HOST)
-        if schema != TEMPLATE_SCHEMA:
-            return _warn(f"{cold}, as the VM that they would be forked of was saved by another vmw", HOST)
-        if saved_by != _versions(settings):
-            return _warn(f"{cold}, as the VM that they would be forked of was saved by another QEMU or libvirt", HOST)
-        return _ok(f"new VMs with {size} are forked of a saved one")
+        reason = _unfit(settings, Template(generation, manifest.parent.name), saved)
+        if reason:
+            return _warn(f"{cold}, as the saved VM that they would be forked of {reason}", HOST)
+        return _ok(f"new VMs with {saved.machine.memory_mib} MiB and {saved.machine.vcpus} CPUs are forked of a saved one")
     return _warn(f"{cold}, as there is no saved VM to fork them of", HOST)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What a template's manifest tells: for which VMs it is, and by which QEMU and libvirt, and which vmw, it was saved."""
+
+    machine: Machine
+    versions: tuple[int, int]
+    schema: int
+
+
+def _unfit(settings: Settings, template: Template, saved: _Saved) -> str:
+    """Say why VMs cannot be forked of a template on this host; an empty string when they can."""
+    if template.is_refused():
+        return "could not be loaded"
+    if saved.schema != TEMPLATE_SCHEMA:
+        return "was saved by another vmw"
+    if saved.versions != _versions(settings):
+        return "was saved by another QEMU or libvirt"
+    here = (os.uname().release, host_cpu(accelerator.CPU_INFO.read_text()))
+    if template.key != key_of(saved.machine, saved.versions, *here, session=is_session(settings.vmw_libvirt_uri)):
+        return "was saved with another kernel or CPU"
+    return "" if template.exists() else "lacks a part"
 
 
 def _versions(settings: Settings) -> tuple[int, int]:
