@@ -9,7 +9,7 @@ import grp
 import ipaddress
 import os
 import pwd
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import marked_record
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
@@ -22,6 +22,8 @@ try:
     import libvirt
 except ImportError:
     libvirt = None
+
+T = TypeVar("T")
 
 PAUSED_BY_IO_ERROR = (3, 5)
 """VIR_DOMAIN_PAUSED and VIR_DOMAIN_PAUSED_IOERROR of libvirt-domain.h."""
@@ -74,11 +76,21 @@ def connect(uri: str) -> Any:  # noqa: ANN401
 
 def find_domain(connection: Any, name: str) -> Any:  # noqa: ANN401
     """Return the domain named ``name``, or ``None``."""
+    return _unless_gone(lambda: connection.lookupByName(name), None)
+
+
+def _unless_gone(ask: Callable[[], T], gone: T) -> T:
+    """Ask about a domain; libvirt may forget a transient one at any time, such as a fork whose memory it cannot load.
+
+    Args:
+        ask: The question.
+        gone: The answer when there is no such domain any more.
+    """
     try:
-        return connection.lookupByName(name)
+        return ask()
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None
+            return gone
         raise
 
 
@@ -96,7 +108,10 @@ def find_own_domain(connection: Any, name: str, record: str) -> Any:  # noqa: AN
     domain = find_domain(connection, name)
     if domain is None:
         return None
-    owner = marked_record(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    xml = _unless_gone(lambda: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), "")
+    if not xml:
+        return None
+    owner = marked_record(xml)
     if owner != record:
         whose = f"belongs to {owner}" if owner else "was not made by vmw"
         message = f"libvirt already has a domain named {name!r}, which {whose}"
@@ -115,12 +130,12 @@ def is_out_of_space(domain: Any) -> bool:  # noqa: ANN401
 
 def is_running(domain: Any) -> bool:  # noqa: ANN401
     """Tell whether a domain, or ``None``, is active."""
-    return domain is not None and bool(domain.isActive())
+    return domain is not None and _unless_gone(lambda: bool(domain.isActive()), gone=False)
 
 
 def has_saved_memory(domain: Any) -> bool:  # noqa: ANN401
     """Tell whether a domain, or ``None``, is off with its memory saved, so that its next start goes on from there."""
-    return domain is not None and not domain.isActive() and bool(domain.hasManagedSaveImage(0))
+    return domain is not None and _unless_gone(lambda: not domain.isActive() and bool(domain.hasManagedSaveImage(0)), gone=False)
 
 
 def domain_state(domain: Any) -> str:  # noqa: ANN401

@@ -99,7 +99,7 @@ except ImportError:
 TASK = "Save the VM's memory"
 """The task's name in the role, by which the progress is known to be its."""
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.1
 ABORT_SECONDS = 30
 """How long libvirt may take to give a save up and let the VM run on."""
 

@@ -328,7 +328,7 @@ def test_fork_that_is_stopped_at_once_is_itself_at_its_next_start(ready: Person)
         # Before it has settled.
         done = ready.sh(f"cd ~/vmw && ./vmw spawn {path} && ./vmw stop hasty && ./vmw start hasty", timeout=START_S)
         assert done.returncode == 0, report(done)
-        done = ready.ssh("hasty", FACTS + "echo journals=$(ls /var/log/journal)")
+        done = ready.ssh("hasty", FACTS + "sudo journalctl --flush; echo journals=$(ls /var/log/journal)")
         assert done.returncode == 0, report(done)
         now = {key: value.strip() for key, _, value in (line.partition("=") for line in done.stdout.splitlines())}
         record = ready.record("hasty")
@@ -384,21 +384,6 @@ def test_fork_whose_shares_cannot_be_served_is_not_left_half(ready: Person) -> N
         destroy(ready, "half")
 
 
-def test_failed_fork_starts_cold_and_says_so(ready: Person) -> None:
-    memory = f"{template(ready)}/memory"
-    path = make_worktree(ready, "broken")
-    ready.sh(f"mv {memory} ~/kept && head -c 2000000 ~/kept > {memory} && rm ~/kept", check=True)
-    try:
-        instance = spawned(ready, path)
-        assert instance["start"] == "cold"
-        assert "could not be forked" in instance["said"]
-        assert "started cold" in instance["said"]
-        assert ready.ssh("broken", "cat repo/own").stdout == "broken\n"
-        assert ready.domain_state("broken") == "running"
-    finally:
-        destroy(ready, "broken")
-
-
 def test_template_of_another_host_is_told(ready: Person) -> None:
     directory = template(ready)
     other = f"{directory.rpartition('/')[0]}/0123456789ab"
@@ -412,6 +397,21 @@ def test_template_of_another_host_is_told(ready: Person) -> None:
     finally:
         ready.sh(f"mv {other} {directory}", check=True)
         destroy(ready, "other")
+
+
+def test_failed_fork_starts_cold_and_says_so(ready: Person) -> None:
+    memory = f"{template(ready)}/memory"
+    path = make_worktree(ready, "broken")
+    ready.sh(f"mv {memory} ~/kept && head -c 2000000 ~/kept > {memory} && rm ~/kept", check=True)
+    try:
+        instance = spawned(ready, path)
+        assert instance["start"] == "cold"
+        assert "could not be forked" in instance["said"]
+        assert "started cold" in instance["said"]
+        assert ready.ssh("broken", "cat repo/own").stdout == "broken\n"
+        assert ready.domain_state("broken") == "running"
+    finally:
+        destroy(ready, "broken")
 
 
 def test_template_that_cannot_be_loaded_is_made_anew(ready: Person) -> None:

@@ -72,6 +72,13 @@ keep_identity() {
     echo "$id" >/var/lib/vmw/instance-id
 }
 
+# What a fork logs under the template's name: when its watchdog or its end comes before it has settled.
+forget_other_journals() {
+    for place in /var/log/journal/*; do
+        [ ! -d "$place" ] || [ "$place" = "/var/log/journal/$machine" ] || rm -rf "$place"
+    done
+}
+
 # The kernel draws the boot id once, in the template; a fork gets its own in the way of a container's.
 mount_shares() {
     read -r boot </proc/sys/kernel/random/uuid
@@ -112,9 +119,7 @@ settle() {
         systemctl start --no-block vmw-grow-root.service || true
     fi
     # A journal under the template's name is there when the watchdog was faster.
-    for place in /var/log/journal/*; do
-        [ "$place" = "/var/log/journal/$machine" ] || rm -rf "$place" || true
-    done
+    forget_other_journals || true
     dd if=/dev/urandom of=/var/lib/systemd/random-seed bs=512 count=1 status=none || true
     keep_identity
 }
@@ -200,5 +205,6 @@ if [ "$mode" = --fork ]; then
     trap - EXIT
     settle
 else
+    forget_other_journals
     keep_identity
 fi

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from ansible_collections.vmw.worktree.plugins.module_utils import fork
+from ansible_collections.vmw.worktree.plugins.module_utils import (
+    fork,
+    guest_agent,
+    guest_clock,
+    passt_units,
+    readiness,
+    state,
+)
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import InstanceFiles
 from ansible_collections.vmw.worktree.plugins.module_utils.layers import (
@@ -21,11 +28,13 @@ from ansible_collections.vmw.worktree.plugins.module_utils.layers import (
     whole,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
+from ansible_collections.vmw.worktree.plugins.modules import domain_save
 from module_docs import documented_options
 from records import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock, Part
 
@@ -91,6 +100,13 @@ def test_a_worktree_gets_every_layer_in_order(host: Layers) -> None:
     assert [phase["phase"] for phase in result["timings"]] == [*EVERY_LAYER[:-1], "QEMU start"]
     assert (result["start"], result["diff"], result["changed"]) == ("cold", {"after": "x"}, False)
     assert (result["instance"]["address"], result["instance"]["uuid"]) == ("192.0.2.7", record().uuid)
+
+
+@pytest.mark.parametrize("module", [domain_save, fork, guest_agent, guest_clock, passt_units, readiness, state])
+def test_who_waits_for_a_vm_looks_ten_times_a_second_or_more(module: ModuleType) -> None:
+    intervals = {name: value for name, value in vars(module).items() if name.endswith("POLL_SECONDS")}
+    assert intervals
+    assert max(intervals.values()) <= 0.1
 
 
 @pytest.mark.parametrize("layer", EVERY_LAYER)
