@@ -35,6 +35,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.domain_xml import (
     card_xml,
     fork_xml,
     share_xml,
+    tap_of,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.image import load_manifest
@@ -44,6 +45,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
     find_own_domain,
     has_saved_memory,
     is_running,
+    unless_gone,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.save_image import change_xml
 from ansible_collections.vmw.worktree.plugins.module_utils.state import read_exactly, write_json
@@ -80,6 +82,9 @@ SAID_DONE = re.compile(r"^vmw-identity: done", re.MULTILINE)
 
 SAID_FAILED = re.compile(r"^vmw-identity: failed", re.MULTILINE)
 
+NOTHING = "<domain/>"
+"""What libvirt tells of a domain that it has just forgotten, in our words."""
+
 POLL_SECONDS = 0.02
 ENTROPY_BYTES = 64
 
@@ -87,6 +92,7 @@ LOADING = "loading"
 LOADED = "loaded"
 COMPLETING = "completing"
 FAILED = "failed"
+GIVEN_UP = "given up"
 
 # libvirt-python has no type information of its own, hence Any for its objects.
 
@@ -96,7 +102,7 @@ class Progress:
     """How far a fork has come.
 
     Attributes:
-        phase: ``loading``, ``loaded``, ``completing`` or ``failed``.
+        phase: ``loading``, ``loaded``, ``completing``, ``failed``, or ``given up`` by who began it.
         reason: Why it failed.
         seconds: How long its memory took to load.
     """
@@ -177,15 +183,14 @@ def _load(files: InstanceFiles, instance: Instance, template: Parts, memory: int
         memory: Inode of the memory that belongs to the VM's disk.
     """
     try:
-        with turn(files.state, instance.virt_type, files.load):
+        with turn(files.state, instance.virt_type, lambda: _check_wanted(files)):
             began = time.monotonic()
             connection = connect(instance.libvirt_uri)
             itself = Fork(instance.name, instance.uuid, str(files.record), str(files.disk), str(files.console))
             with _memory(files, template, memory) as path:
                 _restore(connection, path, itself, template)
             seconds = time.monotonic() - began
-            # Somebody may have given up on the VM meanwhile.
-            files.load()
+            _check_wanted(files)
     except Exception as error:  # noqa: BLE001 - whatever it is, the VM starts cold, and says why
         write_progress(files, Progress(FAILED, str(error)))
         end(files, instance)
@@ -193,6 +198,18 @@ def _load(files: InstanceFiles, instance: Instance, template: Parts, memory: int
         write_progress(files, Progress(LOADED, seconds=seconds))
     finally:
         files.memory.unlink(missing_ok=True)
+
+
+def _check_wanted(files: InstanceFiles) -> None:
+    """See that a fork is still to be loaded: its VM may be removed meanwhile, or its spawn may have failed elsewhere.
+
+    Raises:
+        VmwError: It is not.
+    """
+    files.load()
+    progress = read_progress(files)
+    if progress is None or progress.phase != LOADING:
+        raise VmwError(GIVEN_UP)
 
 
 @contextlib.contextmanager
@@ -250,13 +267,7 @@ def end(files: InstanceFiles, instance: Instance) -> None:
 
 def discard(files: InstanceFiles, instance: Instance, domain: Any) -> None:  # noqa: ANN401
     """Take back a fork that did not become a machine of its own: nobody can have used it. The disk is a new one then."""
-    try:
-        if is_running(domain):
-            domain.destroy()
-    except libvirt.libvirtError:
-        # It may have ended by itself. While it runs, its disk is not touched.
-        if is_running(domain):
-            raise
+    _force_off(domain)
     if has_saved_memory(domain):
         # It belongs to the disk that goes now.
         domain.managedSaveRemove(0)
@@ -266,26 +277,66 @@ def discard(files: InstanceFiles, instance: Instance, domain: Any) -> None:  # n
     files.fork.unlink(missing_ok=True)
 
 
-def abandon(files: InstanceFiles) -> None:
+def abandon(files: InstanceFiles, identity: str) -> None:
     """Take back a fork that lacks something else and so is not going to be completed; the next spawn forks anew.
 
-    One whose completion has begun may be a whole VM by now, and is left to `adopt`.
+    What may be a whole VM by now is left to `adopt`: one whose completion has begun, or that somebody has booted meanwhile.
+
+    Args:
+        files: The VM's files.
+        identity: Its UUID.
+
+    Raises:
+        VmwError: Its record or its domain is somebody else's.
+        libvirtError: libvirt cannot end it.
     """
-    if read_progress(files) is None:
-        return
-    # Waits for the memory that is being loaded.
-    with files.start_lock():
-        progress = read_progress(files)
-        if progress is not None and progress.phase in {LOADING, LOADED}:
-            end(files, files.read())
-            files.disk.unlink(missing_ok=True)
-            files.fork.unlink()
-
-
-def adopt(files: InstanceFiles) -> bool:
-    """Tell whether a fork whose completion was interrupted on the host has become a whole VM all the same, and let it be one."""
     progress = read_progress(files)
-    if progress is None or progress.phase != COMPLETING or not SAID_DONE.search(read_console(files.console)):
+    given_up = progress is not None and progress.phase == LOADING
+    if given_up:
+        # Whoever loads it, or still waits for its turn, looks at that.
+        write_progress(files, Progress(GIVEN_UP))
+    with files.start_lock():
+        progress, instance = read_progress(files), files.read()
+        ours = {LOADED, GIVEN_UP, *([FAILED] if given_up else [])}
+        if instance.uuid != identity or progress is None or progress.phase not in ours:
+            return
+        domain = find_own_domain(connect(instance.libvirt_uri), files.name, str(files.record))
+        if has_booted(domain, instance):
+            return
+        _force_off(domain)
+        files.disk.unlink(missing_ok=True)
+        files.fork.unlink()
+
+
+def has_booted(domain: Any, instance: Instance) -> bool:  # noqa: ANN401
+    """Tell whether a running domain, or ``None``, was booted from its definition: a loaded fork has no network card."""
+    return is_running(domain) and tap_of(unless_gone(domain.XMLDesc, NOTHING), instance.mac) is not None
+
+
+def _force_off(domain: Any) -> None:  # noqa: ANN401
+    """Force a domain, or ``None``, off. While it runs, nobody touches its disk."""
+    try:
+        if is_running(domain):
+            domain.destroy()
+    except libvirt.libvirtError:
+        # It may have ended by itself.
+        if is_running(domain):
+            raise
+
+
+def adopt(files: InstanceFiles, instance: Instance, domain: Any) -> bool:  # noqa: ANN401
+    """Tell whether a fork has become a whole VM though nobody on the host saw it through, and let it be one.
+
+    Args:
+        files: The VM's files.
+        instance: Its record.
+        domain: Its domain, or ``None``.
+    """
+    progress = read_progress(files)
+    if progress is None:
+        return False
+    done = progress.phase == COMPLETING and SAID_DONE.search(read_console(files.console))
+    if not done and (progress.phase == COMPLETING or not has_booted(domain, instance)):
         return False
     files.fork.unlink()
     return True
@@ -348,6 +399,8 @@ def attach(domain: Any, device: Element) -> None:  # noqa: ANN401
 def complete(files: InstanceFiles, instance: Instance, domain: Any, shares: list[Share], clock: Clock) -> None:  # noqa: ANN401
     """Make a loaded fork the machine that its record describes; see `run_identity` for what is raised.
 
+    The caller writes down that it is one.
+
     Args:
         files: The VM's files.
         instance: Its record.
@@ -367,7 +420,6 @@ def complete(files: InstanceFiles, instance: Instance, domain: Any, shares: list
     grown = _grow(files, instance, domain)
     run_identity(files, instance, domain, identity_words(files, grown=grown), plug_in)
     clock.note("shares")
-    files.fork.unlink()
 
 
 def _grow(files: InstanceFiles, instance: Instance, domain: Any) -> bool:  # noqa: ANN401

@@ -9,9 +9,12 @@ import contextlib
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 try:
     import libvirt
@@ -66,13 +69,24 @@ def answer(domain: Any, command: str, **arguments: Any) -> Any:  # noqa: ANN401
         return None
 
 
-def limit_answers(domain: Any) -> None:  # noqa: ANN401
-    """Have libvirt's own questions end in `ANSWER_SECONDS` too, while the domain runs.
+@contextlib.contextmanager
+def limited_answers(domain: Any) -> Iterator[None]:  # noqa: ANN401
+    """Have libvirt's own questions to a domain, or ``None``, end in `ANSWER_SECONDS` too.
 
-    Otherwise it waits without end for a guest that takes a question and never answers it.
+    Otherwise it waits without end for a guest that takes a question and never answers it. Afterwards it does again: what others
+    ask, such as to trim a large disk, may take long.
     """
-    with contextlib.suppress(libvirt.libvirtError):
-        domain.agentSetResponseTimeout(ANSWER_SECONDS, 0)
+    _set_limit(domain, ANSWER_SECONDS)
+    try:
+        yield
+    finally:
+        _set_limit(domain, libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
+
+
+def _set_limit(domain: Any, seconds: int) -> None:  # noqa: ANN401
+    # One that does not run has none.
+    with contextlib.suppress(libvirt.libvirtError, AttributeError):
+        domain.agentSetResponseTimeout(seconds, 0)
 
 
 def await_answer(domain: Any, timeout: float) -> None:  # noqa: ANN401

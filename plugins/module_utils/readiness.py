@@ -180,16 +180,15 @@ class Guest:
 
     def address(self) -> str:
         """Wait for an address and return it; see `wait` for what is raised here and below."""
-        domain = self._find()
-        if is_running(domain):
-            guest_agent.limit_answers(domain)
-        return self._wait("address", lambda domain: guest_address(domain, self._instance))
+        with guest_agent.limited_answers(self._find()):
+            return self._wait("address", lambda domain: guest_address(domain, self._instance))
 
     def ssh(self) -> str:
         """Wait until the VM's own SSH server is reached, and return the address at which it is; see `ssh_address`."""
         host_key = " ".join(self._files.host_key.with_suffix(".pub").read_text().split()[:2])
         # The address is looked up anew: it may have changed since the phase before.
-        return self._wait("ssh", lambda domain: ssh_address(guest_address(domain, self._instance), host_key, self._instance))
+        with guest_agent.limited_answers(self._find()):
+            return self._wait("ssh", lambda domain: ssh_address(guest_address(domain, self._instance), host_key, self._instance))
 
     def shares(self, mountpoints: list[str]) -> None:
         """Wait until the shares are mounted and logins are open."""

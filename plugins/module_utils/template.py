@@ -156,10 +156,16 @@ def template_for(state: State, generation: str, machine: Machine, connection: An
     return Template(state.images / generation, key)
 
 
+def saved_in(generation: Path) -> list[Path]:
+    """Return the manifests of a generation's templates, without what is being made."""
+    found = (generation / DIRECTORY).glob("*/template.json")
+    return sorted(path for path in found if not path.parent.name.startswith(BUILD_PREFIX))
+
+
 def _is_of(manifest: Path, machine: Machine) -> bool:
-    """Tell whether a template was saved for such a VM."""
+    """Tell whether a template was saved for a VM of such a size."""
     try:
-        return bool(json.loads(manifest.read_text())["machine"] == asdict(machine))
+        return bool({**json.loads(manifest.read_text())["machine"], "virt_type": machine.virt_type} == asdict(machine))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -173,6 +179,8 @@ def unfit(template: Template, machine: Machine) -> str:
     """
     if template.directory.is_dir():
         return "a part of it is missing; `vmw host` saves a new one"
-    if any(_is_of(manifest, machine) for manifest in template.directory.parent.glob("*/template.json")):
-        return "it was saved with another QEMU, libvirt, kernel or CPU, or by another vmw; `vmw host` saves a new one"
+    if any(_is_of(manifest, machine) for manifest in saved_in(template.generation)):
+        return (
+            "it was saved with another accelerator, QEMU, libvirt, kernel or CPU, or by another vmw; `vmw host` saves a new one"
+        )
     return ""

@@ -213,7 +213,7 @@ def present(module: AnsibleModule) -> dict[str, Any]:
     if module.check_mode:
         return save(module, files)
     with files.start_lock():
-        if read_progress(files) and not adopt(files):
+        if read_progress(files) and not adopt(files, files.load(), find(files)):
             message = f"{files.name} is a fork that was never completed"
             raise VmwError(message, f"`vmw start {files.name}` makes it a whole VM", "conflict")
         return save(module, files)

@@ -71,6 +71,7 @@ branches:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.vmw.worktree.plugins.module_utils import guest_agent
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError, run
 from ansible_collections.vmw.worktree.plugins.module_utils.git_transfer import check_mode_of, pull, push, remote_of
 from ansible_collections.vmw.worktree.plugins.module_utils.instance import Instance, InstanceFiles, files_of
@@ -92,7 +93,8 @@ def address_of(instance: Instance, files: InstanceFiles) -> str:
     if not is_running(domain):
         message = f"{files.name} is off"
         raise VmwError(message, f"start it with `vmw start {files.name}`")
-    address = guest_address(domain, instance)
+    with guest_agent.limited_answers(domain):
+        address = guest_address(domain, instance)
     if not address:
         message = f"{files.name} does not tell its address"
         raise VmwError(

@@ -102,7 +102,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.image import (
     current_generation,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.image_builder import INIT
-from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect, is_running
+from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect, is_running, unless_gone
 from ansible_collections.vmw.worktree.plugins.module_utils.save_image import head_of
 from ansible_collections.vmw.worktree.plugins.module_utils.state import (
     State,
@@ -233,7 +233,6 @@ def make(template: Template, manifest: Manifest, machine: Machine, connection: A
     """Make a template, complete or not at all."""
     owner = template.generation.stat().st_uid
     caller = CallerWatch()
-    remove_leftovers(connection, template, domain_prefix(owner))
     with acting_as(owner):
         peer = qemu_peer(connection.getURI())
         xml = prepare(template, manifest, machine, peer)
@@ -262,25 +261,20 @@ def make(template: Template, manifest: Manifest, machine: Machine, connection: A
             template.build_directory.rename(template.directory)
 
 
-def remove_leftovers(connection: Any, template: Template, prefix: str) -> None:  # noqa: ANN401
+def remove_leftovers(connection: Any, images: Path, prefix: str) -> None:  # noqa: ANN401
     """End the domains of templates whose making was interrupted, of any size and generation, if they are ours.
 
     Args:
         connection: The connection to libvirt.
-        template: The one that is to be made.
+        images: Our directory of generations, one of which such a domain's mark names.
         prefix: See `domain_prefix`.
-
-    Raises:
-        VmwError: A domain that is not ours has the name of the one that is to be made.
     """
     for domain in connection.listAllDomains():
-        name = domain.name()
-        ours = name.startswith(prefix) and template.generation.parent in Path(marked_record(domain.XMLDesc())).parents
-        if ours:
-            domain.destroy()
-        elif name == prefix + template.key:
-            message = f"libvirt already has a domain named {name!r}, which was not made by vmw"
-            raise VmwError(message, "`virsh` removes it if it is yours", "conflict")
+        if not domain.name().startswith(prefix):
+            continue
+        mark = marked_record(unless_gone(domain.XMLDesc, "<domain/>"))
+        if images in Path(mark).parents:
+            unless_gone(domain.destroy, None)
 
 
 def others(template: Template) -> list[Path]:
@@ -332,6 +326,8 @@ def provide(module: AnsibleModule) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         with acting_as(owner):
             stack.enter_context(state.lock(LOCK))
+        # Nobody makes one at the moment.
+        remove_leftovers(connection, state.images, domain_prefix(owner))
         changed = not template.exists() or template.is_refused()
         if changed:
             try:

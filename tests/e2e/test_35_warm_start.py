@@ -392,7 +392,7 @@ def test_template_of_another_host_is_told(ready: Person) -> None:
     try:
         instance = spawned(ready, path, "--no-wait")
         assert instance["start"] == "cold"
-        assert "another QEMU, libvirt, kernel or CPU" in instance["said"]
+        assert "another accelerator, QEMU, libvirt, kernel or CPU" in instance["said"]
         assert "another kernel or CPU" in ready.vmw("doctor").stdout
     finally:
         ready.sh(f"mv {other} {directory}", check=True)

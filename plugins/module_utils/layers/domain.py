@@ -78,6 +78,7 @@ def finish_fork(files: InstanceFiles, instance: Instance, domain: Any, shares: l
     except (VmwError, OSError, libvirt.libvirtError) as error:
         fork.discard(files, instance, domain)
         return getattr(error, "message", str(error)) or "it failed"
+    files.fork.unlink()
     return ""
 
 
@@ -96,7 +97,7 @@ def start(
     instance, record = files.load(), str(files.record)
     domain = find_own_domain(connection, files.name, record)
     reason = ""
-    forked = fork.read_progress(files) is not None and not fork.adopt(files)
+    forked = fork.read_progress(files) is not None and not fork.adopt(files, instance, domain)
     if forked:
         clock.note("wait for the restore")
     elif is_running(domain):
@@ -198,7 +199,8 @@ def running(module: Module, clock: Clock | None = None) -> dict[str, Any]:
     with contextlib.ExitStack() as turns:
         # Waits for a template's memory that is being loaded, and for another spawn of the same VM.
         with files.start_lock():
-            files.load()
+            # Its spawn may have been given up meanwhile by another one.
+            files.check_complete(files.load())
             connection.defineXML(xml)
             how, reason = start(files, connection, shares, clock, turns)
         if reason:

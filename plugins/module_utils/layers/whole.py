@@ -27,14 +27,19 @@ def recorded(module: Module) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _no_half_fork(files: InstanceFiles) -> Iterator[None]:
-    """Leave nothing of a fork running that is loaded in vain, as a layer above its disk fails."""
+def _no_half_fork(files: InstanceFiles, identity: str) -> Iterator[None]:
+    """Leave nothing of a fork running that is loaded in vain, as a layer above its disk fails.
+
+    Args:
+        files: The VM's files.
+        identity: Its UUID.
+    """
     try:
         yield
     except Exception:
         # What failed first is what the user is told.
         with contextlib.suppress(Exception):
-            fork.abandon(files)
+            fork.abandon(files, identity)
         raise
 
 
@@ -45,7 +50,7 @@ def running(module: Module) -> dict[str, Any]:
     clock.note("instance")
     if module.check_mode:
         return _layers(module, made, clock)
-    with _no_half_fork(files_of(module.params["state_dir"], made["instance"]["name"])):
+    with _no_half_fork(files_of(module.params["state_dir"], made["instance"]["name"]), made["instance"]["uuid"]):
         return _layers(module, made, clock)
 
 

@@ -205,6 +205,6 @@ if [ "$mode" = --fork ]; then
     trap - EXIT
     settle
 else
-    forget_other_journals
+    forget_other_journals || true
     keep_identity
 fi

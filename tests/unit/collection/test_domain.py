@@ -113,9 +113,8 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     events: list[str] = []
     monkeypatch.setattr(module, "libvirt", Libvirt)
 
-    def complete(files: InstanceFiles, *_arguments: object) -> None:
+    def complete(*_arguments: object) -> None:
         events.append("complete")
-        files.fork.unlink()
 
     def discard(files: InstanceFiles, _instance: Instance, domain: Domain) -> None:
         events.append("discard")
@@ -129,6 +128,9 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def start(files: InstanceFiles, domain: Domain, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[str, str], list[str]]:
     monkeypatch.setattr(module, "find_own_domain", lambda *_arguments: domain)
+    if files.fork.exists():
+        # It gets its card when it is completed.
+        domain.xml = "<domain/>"
     clock = Clock()
     with contextlib.ExitStack() as turns:
         how = module.start(files, object(), [], clock, turns)
@@ -190,6 +192,7 @@ def test_a_loaded_fork_is_completed(files: InstanceFiles, events: list[str], mon
     how, phases = start(files, Domain(active=True), monkeypatch)
     assert how == ("warm", "")
     assert events == ["complete"]
+    assert fork.read_progress(files) is None
     assert phases == [
         "wait for the restore",
         "restore, in the background",
@@ -229,6 +232,19 @@ def test_a_fork_that_cannot_be_completed_is_started_cold(
     (how, why), _ = start(files, Domain(active=True), monkeypatch)
     assert (how, why) == ("cold", str(error))
     assert events == ["discard"]
+
+
+def test_a_fork_that_somebody_has_booted_is_left_alone(
+    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork.write_progress(files, Progress(fork.LOADED))
+    domain = Domain(active=True)
+    monkeypatch.setattr(module, "find_own_domain", lambda *_arguments: domain)
+    with contextlib.ExitStack() as turns:
+        how = module.start(files, object(), [], Clock(), turns)
+    assert how == ("none", "")
+    assert events == []
+    assert fork.read_progress(files) is None
 
 
 def test_somebody_elses_start_may_come_first(files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,8 +418,17 @@ class Host:
         return module.running(self.call(**parameters))
 
 
+def test_a_vm_whose_spawn_was_given_up_meanwhile_is_not_defined(host: Host, files: InstanceFiles) -> None:
+    files.disk.unlink()
+    with pytest.raises(VmwError, match=r"lacks disk\.qcow2") as caught:
+        host.running()
+    assert "vmw spawn" in caught.value.hint
+
+
 @pytest.fixture
 def host(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> Host:
+    for path in (files.disk, files.seed, files.host_key.with_suffix(".pub")):
+        path.touch()
     return Host(files, monkeypatch)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -33,7 +34,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.state import State, w
 from ansible_collections.vmw.worktree.plugins.module_utils.template import Template, parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Load = Callable[[Callable[[str], None]], Progress]
     """Loads a template's memory by what stands for libvirt's restore, and returns how that went."""
@@ -79,6 +80,10 @@ class Domain:
         self.active = active
         self.saved = saved
         self.devices: list[str] = []
+        self.xml = "<domain/>"
+
+    def XMLDesc(self) -> str:  # noqa: N802 - libvirt's name
+        return self.xml
 
     def isActive(self) -> bool:  # noqa: N802 - libvirt's name
         return self.active
@@ -170,7 +175,6 @@ def test_the_devices_come_when_the_guest_is_apart_and_the_card_first(files: Inst
     assert complete(files, domain, INSTANCE, "repo", "secrets") == ["identity", "shares"]
     assert events == ["--fork", "card", "share", "share"]
     assert ["/repo" in xml for xml in domain.devices] == [False, True, False]
-    assert not files.fork.exists()
 
 
 def test_a_guest_is_told_nothing_before_its_agent_answers(
@@ -317,6 +321,7 @@ def load(files: InstanceFiles, events: list[str], template: Template, monkeypatc
         monkeypatch.setattr(fork, "connect", lambda _uri: Connection(restore))
         monkeypatch.setattr(fork, "change_xml", describe)
         monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
+        fork.write_progress(files, Progress(fork.LOADING))
         fork._load(files, INSTANCE, parts(template.directory), memory_of(template))
         progress = fork.read_progress(files)
         assert progress
@@ -431,6 +436,13 @@ def test_a_fork_that_failed_leaves_a_vm_to_be_started_cold(
     assert not files.memory.exists()
 
 
+def booted(events: list[str]) -> Domain:
+    """Return a running domain that was booted from its definition, which has a card."""
+    domain = Domain(events)
+    domain.xml = f"<domain><devices><interface><mac address='{INSTANCE.mac}'/></interface></devices></domain>"
+    return domain
+
+
 class Stubborn(Domain):
     """A domain that libvirt refuses to end."""
 
@@ -461,36 +473,94 @@ def test_the_disk_of_a_fork_that_cannot_be_ended_stays(
     assert made == []
 
 
-@pytest.mark.parametrize("phase", [fork.LOADING, fork.LOADED])
-def test_a_fork_that_is_given_up_leaves_nothing(
-    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, phase: str
-) -> None:
+@pytest.fixture
+def spawned(files: InstanceFiles, monkeypatch: pytest.MonkeyPatch) -> InstanceFiles:
+    """Give a VM with a disk, whose domain a test sets."""
     monkeypatch.setattr(fork, "connect", lambda uri: uri)
-    monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
     files.save(INSTANCE)
     files.disk.touch()
-    fork.write_progress(files, Progress(phase))
-    fork.abandon(files)
+    return files
+
+
+@pytest.mark.parametrize("phase", [fork.LOADING, fork.LOADED, fork.GIVEN_UP])
+def test_a_fork_that_is_given_up_leaves_nothing(
+    spawned: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
+    fork.write_progress(spawned, Progress(phase))
+    fork.abandon(spawned, INSTANCE.uuid)
     assert events == ["destroy"]
-    assert not files.disk.exists()
-    assert fork.read_progress(files) is None
+    assert not spawned.disk.exists()
+    assert fork.read_progress(spawned) is None
 
 
 @pytest.mark.parametrize("phase", [fork.COMPLETING, fork.FAILED, ""])
 def test_what_may_be_a_vm_or_is_to_start_cold_is_not_given_up(
-    files: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, phase: str
+    spawned: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
-    monkeypatch.setattr(fork, "connect", lambda uri: uri)
     monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
-    files.save(INSTANCE)
-    files.disk.touch()
     if phase:
-        fork.write_progress(files, Progress(phase))
-    before = fork.read_progress(files)
-    fork.abandon(files)
+        fork.write_progress(spawned, Progress(phase))
+    before = fork.read_progress(spawned)
+    fork.abandon(spawned, INSTANCE.uuid)
     assert events == []
-    assert files.disk.exists()
-    assert fork.read_progress(files) == before
+    assert spawned.disk.exists()
+    assert fork.read_progress(spawned) == before
+
+
+@pytest.mark.parametrize("other", ["booted", "another VM"])
+def test_what_somebody_else_has_made_of_it_is_not_given_up(
+    spawned: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    domain = booted(events) if other == "booted" else Domain(events)
+    monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: domain)
+    fork.write_progress(spawned, Progress(fork.LOADED))
+    fork.abandon(spawned, INSTANCE.uuid if other == "booted" else "of-the-one-before")
+    assert events == []
+    assert spawned.disk.exists()
+
+
+def refuse(*_arguments: object) -> None:
+    message = "the connection is lost"
+    raise RuntimeError(message)
+
+
+@pytest.mark.parametrize("refused", ["to find it", "to end it"])
+def test_the_disk_of_a_fork_that_may_run_on_stays(
+    spawned: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    monkeypatch.setattr(fork, "find_own_domain", refuse if refused == "to find it" else lambda *_arguments: Stubborn(events))
+    monkeypatch.setattr(fork, "is_running", lambda _domain: True)
+    fork.write_progress(spawned, Progress(fork.LOADED))
+    with pytest.raises(RuntimeError):
+        fork.abandon(spawned, INSTANCE.uuid)
+    assert spawned.disk.exists()
+    assert fork.read_progress(spawned) == Progress(fork.LOADED)
+
+
+@pytest.mark.parametrize("when", ["in its turn", "while it is restored"])
+def test_a_fork_that_is_given_up_is_not_loaded(
+    files: InstanceFiles, events: list[str], load: Load, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def give_up() -> None:
+        fork.write_progress(files, Progress(fork.GIVEN_UP))
+
+    @contextlib.contextmanager
+    def turn(_state: State, _virt_type: str, check: Callable[[], object]) -> Iterator[bool]:
+        if when == "in its turn":
+            give_up()
+            check()
+        yield False
+
+    def restore(_path: str) -> None:
+        events.append("restore")
+        give_up()
+
+    monkeypatch.setattr(fork, "turn", turn)
+    progress = load(restore)
+    assert (progress.phase, progress.reason) == (fork.FAILED, fork.GIVEN_UP)
+    assert ("restore" in events) == (when != "in its turn")
+    assert events[-1] == "destroy"
 
 
 @pytest.mark.parametrize("seconds", ["soon", None, [], {}])
@@ -730,6 +800,7 @@ def test_what_is_restored_is_the_fork_and_the_templates_memory_stays(
     restored: list[bytes] = []
     monkeypatch.setattr(fork, "connect", lambda _uri: Connection(lambda _path: restored.append(own.memory.read_bytes())))
     monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
+    fork.write_progress(files, Progress(fork.LOADING))
     fork._load(files, INSTANCE, parts(template.directory), memory_of(template))
     progress = fork.read_progress(files)
     assert progress
@@ -782,12 +853,27 @@ def test_a_fork_that_was_done_when_the_host_was_interrupted_is_a_whole_vm(
 ) -> None:
     fork.write_progress(files, progress)
     files.console.write_text(console)
-    assert fork.adopt(files) == whole
+    assert fork.adopt(files, INSTANCE, None) == whole
     assert files.fork.exists() != whole
 
 
 def test_a_vm_that_is_no_fork_is_not_adopted(files: InstanceFiles) -> None:
-    assert not fork.adopt(files)
+    assert not fork.adopt(files, INSTANCE, None)
+
+
+@pytest.mark.parametrize("phase", [fork.LOADED, fork.FAILED, fork.GIVEN_UP])
+def test_a_fork_that_somebody_has_booted_meanwhile_is_a_vm(files: InstanceFiles, events: list[str], phase: str) -> None:
+    fork.write_progress(files, Progress(phase))
+    assert not fork.adopt(files, INSTANCE, Domain(events))
+    assert not fork.adopt(files, INSTANCE, Domain(events, active=False))
+    assert fork.adopt(files, INSTANCE, booted(events))
+    assert fork.read_progress(files) is None
+
+
+def test_one_whose_completion_was_cut_off_is_none_though_it_has_its_card(files: InstanceFiles, events: list[str]) -> None:
+    files.console.write_text(APART)
+    fork.write_progress(files, Progress(fork.COMPLETING))
+    assert not fork.adopt(files, INSTANCE, booted(events))
 
 
 def test_what_was_loaded_of_a_fork_that_failed_is_ended(files: InstanceFiles, events: list[str], load: Load) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.vmw.worktree.plugins.module_utils import git_share
+from ansible_collections.vmw.worktree.plugins.module_utils import git_share, guest_agent
 from ansible_collections.vmw.worktree.plugins.module_utils.errors import VmwError
 from ansible_collections.vmw.worktree.plugins.module_utils.git_layout import Kind, read_layout
 from ansible_collections.vmw.worktree.plugins.module_utils.git_transfer import Remote, Transfer, pull, push, remote_of
@@ -323,6 +324,7 @@ def test_the_module(guest: Guest, remote: Remote, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(git_transfer, "connect", lambda _uri: None)
     monkeypatch.setattr(git_transfer, "find_own_domain", lambda *_arguments: domain)
     monkeypatch.setattr(git_transfer, "guest_address", lambda _domain, _mac: "")
+    monkeypatch.setattr(guest_agent, "limited_answers", contextlib.nullcontext)
     monkeypatch.setattr(git_transfer, "remote_of", lambda _instance, _files, _address: remote)
     with pytest.raises(VmwError, match="one is off") as caught:
         git_transfer.transfer(call(guest, direction="pull"))

@@ -39,6 +39,7 @@ class Libvirt:
 
     libvirtError = LibvirtError  # noqa: N815 - libvirt's name
     VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT = 1
+    VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK = -2
 
 
 class Domain:
@@ -370,15 +371,24 @@ def test_a_guest_tells_its_address_and_shows_its_key_without_the_comment(
     assert keys == ["ssh-ed25519 OWN"]
 
 
+@pytest.mark.parametrize("phase", ["address", "ssh"])
 @pytest.mark.parametrize("active", [True, False])
 def test_a_guest_that_never_answers_holds_nobody_up(
-    guest: readiness.Guest, monkeypatch: pytest.MonkeyPatch, *, active: bool
+    guest: readiness.Guest, monkeypatch: pytest.MonkeyPatch, phase: str, *, active: bool
 ) -> None:
     domain = Domain([ADDRESS], active=active)
     monkeypatch.setattr(readiness, "find_own_domain", lambda *_arguments: domain)
+    monkeypatch.setattr(readiness, "ssh_address", lambda address, *_arguments: address)
     with contextlib.nullcontext() if active else pytest.raises(VmwError, match="went off"):
+        getattr(guest, phase)()
+    # What others ask may take longer.
+    assert domain.limits == [(guest_agent.ANSWER_SECONDS, 0), (Libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)]
+
+
+def test_a_guest_that_libvirt_does_not_know_is_told(guest: readiness.Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "find_own_domain", lambda *_arguments: None)
+    with pytest.raises(VmwError, match="went off"):
         guest.address()
-    assert domain.limits == ([(guest_agent.ANSWER_SECONDS, 0)] if active else [])
 
 
 def test_a_guest_is_off_when_its_domain_is(guest: readiness.Guest, monkeypatch: pytest.MonkeyPatch) -> None:

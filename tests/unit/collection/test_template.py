@@ -93,8 +93,8 @@ def test_a_template_is_there_when_it_is_complete(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("saved", "words"),
-    [(KVM, "another QEMU, libvirt, kernel or CPU"), (Machine("kvm", 8192, 4), ""), (None, ""), ("x", "")],
-    ids=["of that size", "of another size", "none", "unreadable"],
+    [(KVM, "kernel or CPU"), (EMULATED, "another accelerator"), (Machine("kvm", 8192, 4), ""), (None, ""), ("x", "")],
+    ids=["of that size", "emulated", "of another size", "none", "unreadable"],
 )
 def test_what_was_saved_elsewhere_is_told(tmp_path: Path, saved: Machine | str | None, words: str) -> None:
     other = Template(tmp_path, "4567")
@@ -105,6 +105,14 @@ def test_what_was_saved_elsewhere_is_told(tmp_path: Path, saved: Machine | str |
     reason = template.unfit(Template(tmp_path, "0123"), KVM)
     assert words in reason
     assert bool(reason) == bool(words)
+
+
+def test_what_is_being_made_is_no_template_yet(tmp_path: Path) -> None:
+    half = Template(tmp_path, "4567")
+    half.build_directory.mkdir(parents=True)
+    parts(half.build_directory).manifest.write_text(json.dumps({"machine": asdict(KVM)}))
+    assert template.saved_in(tmp_path) == []
+    assert template.unfit(Template(tmp_path, "0123"), KVM) == ""
 
 
 def test_a_template_that_lacks_a_part_is_told(tmp_path: Path) -> None:

@@ -146,15 +146,15 @@ def test_a_layer_that_fails_leaves_no_half_fork(
         message = f"no {layer}"
         raise VmwError(message)
 
-    given_up: list[InstanceFiles] = []
+    given_up: list[tuple[InstanceFiles, str]] = []
     modules = {"disk": disk, "egress": egress, "cloud_init": cloud_init, "virtiofsd": virtiofsd, "domain": domain}
     function = {"disk": "make", "cloud_init": "make", "domain": "running"}.get(layer, "present")
     monkeypatch.setattr(modules[layer], function, fail)
-    monkeypatch.setattr(fork, "abandon", given_up.append)
+    monkeypatch.setattr(fork, "abandon", lambda *vm: given_up.append(vm))
     host.check_mode = check_mode
     with pytest.raises(VmwError, match=f"no {layer}"):
         host.run(worktree="/w")
-    assert given_up == ([] if check_mode else [host.files])
+    assert given_up == ([] if check_mode else [(host.files, record().uuid)])
 
 
 def test_what_failed_first_is_told(host: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_what_failed_first_is_told(host: Layers, monkeypatch: pytest.MonkeyPatch
         message = "no disk"
         raise VmwError(message)
 
-    def fail_again(_files: InstanceFiles) -> None:
+    def fail_again(*_vm: object) -> None:
         message = "full"
         raise OSError(message)
 

@@ -193,6 +193,7 @@ def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cpu_info = tmp_path / "cpuinfo"
     cpu_info.write_text("model\t\t: 85\n")
     monkeypatch.setattr(accelerator, "CPU_INFO", cpu_info)
+    monkeypatch.setattr(accelerator, "kvm_obstacle", lambda: "")
     machine = Machine("kvm", 4096, 4)
     key = key_of(machine, (10_000_003, 11_003_000), os.uname().release, ["model=85"])
     directory = tmp_path / "images/g1/templates" / key
@@ -257,6 +258,13 @@ def test_a_template_of_another_cpu_is_told(template: Path) -> None:
     finding = warm_start(template)
     assert (finding.status, finding.fix) == (Status.WARN, "vmw host")
     assert "another kernel or CPU" in finding.message
+
+
+def test_a_template_of_kvm_where_there_is_none_is_told(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "kvm_obstacle", lambda: "/dev/kvm does not open")
+    finding = warm_start(template)
+    assert (finding.status, finding.fix) == (Status.WARN, "vmw host")
+    assert "saved with KVM" in finding.message
 
 
 @pytest.mark.parametrize("part", ["disk.qcow2", "memory", "head"])

@@ -28,9 +28,8 @@ from ansible_collections.vmw.worktree.plugins.module_utils.key_proxy import FOLL
 from ansible_collections.vmw.worktree.plugins.module_utils.session import is_session
 from ansible_collections.vmw.worktree.plugins.module_utils.share_units import OPEN_FILES, find_virtiofsd
 from ansible_collections.vmw.worktree.plugins.module_utils.state import DEFAULT_PROFILE, State, qemu_user
-from ansible_collections.vmw.worktree.plugins.module_utils.template import DIRECTORY as TEMPLATES
 from ansible_collections.vmw.worktree.plugins.module_utils.template import SCHEMA as TEMPLATE_SCHEMA
-from ansible_collections.vmw.worktree.plugins.module_utils.template import Template, host_cpu, key_of
+from ansible_collections.vmw.worktree.plugins.module_utils.template import Template, host_cpu, key_of, saved_in
 from ansible_collections.vmw.worktree.plugins.module_utils.user_units import unit_directory
 
 from vmw.errors import VmwError
@@ -398,7 +397,7 @@ def _check_template(settings: Settings) -> Finding:
     if not settings.vmw_warm_start:
         return _ok(f"{cold}, as the setting vmw_warm_start asks for it")
     generation = (settings.state_dir / "golden-image.qcow2").resolve().parent
-    for manifest in sorted(generation.glob(f"{TEMPLATES}/*/template.json")):
+    for manifest in saved_in(generation):
         try:
             told = json.loads(manifest.read_text())
             saved = _Saved(Machine(**told["machine"]), (int(told["qemu"]), int(told["libvirt"])), int(told["schema"]))
@@ -428,9 +427,11 @@ def _unfit(settings: Settings, template: Template, saved: _Saved) -> str:
         return "was saved by another vmw"
     if saved.versions != _versions(settings):
         return "was saved by another QEMU or libvirt"
+    if saved.machine.virt_type == "kvm" and accelerator.kvm_obstacle():
+        return "was saved with KVM"
     here = (os.uname().release, host_cpu(accelerator.CPU_INFO.read_text()))
     if template.key != key_of(saved.machine, saved.versions, *here, session=is_session(settings.vmw_libvirt_uri)):
-        return "was saved with another kernel or CPU"
+        return "was saved with another kernel or CPU, or through another connection to libvirt"
     return "" if template.exists() else "lacks a part"
 
 
