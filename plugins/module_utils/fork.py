@@ -287,16 +287,18 @@ def abandon(files: InstanceFiles, identity: str) -> None:
         identity: Its UUID.
 
     Raises:
-        VmwError: Its record or its domain is somebody else's.
+        VmwError: It is being removed, or its domain is somebody else's.
         libvirtError: libvirt cannot end it.
     """
     progress = read_progress(files)
-    given_up = progress is not None and progress.phase == LOADING
+    if progress is None or files.load().uuid != identity:
+        return
+    given_up = progress.phase == LOADING
     if given_up:
         # Whoever loads it, or still waits for its turn, looks at that.
         write_progress(files, Progress(GIVEN_UP))
     with files.start_lock():
-        progress, instance = read_progress(files), files.read()
+        progress, instance = read_progress(files), files.load()
         ours = {LOADED, GIVEN_UP, *([FAILED] if given_up else [])}
         if instance.uuid != identity or progress is None or progress.phase not in ours:
             return

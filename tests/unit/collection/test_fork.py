@@ -508,16 +508,29 @@ def test_what_may_be_a_vm_or_is_to_start_cold_is_not_given_up(
     assert fork.read_progress(spawned) == before
 
 
-@pytest.mark.parametrize("other", ["booted", "another VM"])
+@pytest.mark.parametrize(("other", "phase"), [("booted", fork.LOADED), ("another VM", fork.LOADED), ("another VM", fork.LOADING)])
 def test_what_somebody_else_has_made_of_it_is_not_given_up(
-    spawned: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, other: str
+    spawned: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch, other: str, phase: str
 ) -> None:
     domain = booted(events) if other == "booted" else Domain(events)
     monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: domain)
-    fork.write_progress(spawned, Progress(fork.LOADED))
+    fork.write_progress(spawned, Progress(phase))
     fork.abandon(spawned, INSTANCE.uuid if other == "booted" else "of-the-one-before")
     assert events == []
     assert spawned.disk.exists()
+    assert fork.read_progress(spawned) == Progress(phase)
+
+
+def test_a_fork_that_is_being_removed_is_left_to_that(
+    spawned: InstanceFiles, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork, "find_own_domain", lambda *_arguments: Domain(events))
+    fork.write_progress(spawned, Progress(fork.LOADING))
+    spawned.leaving.touch()
+    with pytest.raises(VmwError, match="being removed"):
+        fork.abandon(spawned, INSTANCE.uuid)
+    assert events == []
+    assert fork.read_progress(spawned) == Progress(fork.LOADING)
 
 
 def refuse(*_arguments: object) -> None:
