@@ -274,7 +274,9 @@ def remove_leftovers(connection: Any, images: Path, prefix: str) -> None:  # noq
             continue
         mark = marked_record(unless_gone(domain.XMLDesc, "<domain/>"))
         if images in Path(mark).parents:
-            unless_gone(domain.destroy, None)
+            # It may just have ended by itself.
+            with contextlib.suppress(libvirt.libvirtError):
+                domain.destroy()
 
 
 def others(template: Template) -> list[Path]:

@@ -70,6 +70,21 @@ class Domain:
         self.active = False
 
 
+class LibvirtError(Exception):
+    """Stand for the binding's own."""
+
+
+class Libvirt:
+    """Stand for libvirt's binding."""
+
+    libvirtError = LibvirtError  # noqa: N815 - libvirt's name
+
+
+@pytest.fixture(autouse=True)
+def libvirt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_template, "libvirt", Libvirt)
+
+
 def test_a_host_of_today_can_save_one() -> None:
     assert image_template.obstacle(manifest(), Connection()) == ""  # type: ignore[no-untyped-call, unused-ignore]
 
@@ -134,16 +149,6 @@ class Caller:
 
     def check(self) -> None:
         """Wait on."""
-
-
-class LibvirtError(Exception):
-    """Stand for the binding's own."""
-
-
-class Libvirt:
-    """Stand for libvirt's binding."""
-
-    libvirtError = LibvirtError  # noqa: N815 - libvirt's name
 
 
 @pytest.fixture
