@@ -45,7 +45,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
     find_own_domain,
     has_saved_memory,
     is_running,
-    unless_gone,
+    xml_of,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.save_image import change_xml
 from ansible_collections.vmw.worktree.plugins.module_utils.state import read_exactly, write_json
@@ -81,9 +81,6 @@ SAID_DONE = re.compile(r"^vmw-identity: done", re.MULTILINE)
 """What it prints when the machine can be used."""
 
 SAID_FAILED = re.compile(r"^vmw-identity: failed", re.MULTILINE)
-
-NOTHING = "<domain/>"
-"""What libvirt tells of a domain that it has just forgotten, in our words."""
 
 POLL_SECONDS = 0.02
 ENTROPY_BYTES = 64
@@ -312,7 +309,7 @@ def abandon(files: InstanceFiles, identity: str) -> None:
 
 def has_booted(domain: Any, instance: Instance) -> bool:  # noqa: ANN401
     """Tell whether a running domain, or ``None``, was booted from its definition: a loaded fork has no network card."""
-    return is_running(domain) and tap_of(unless_gone(domain.XMLDesc, NOTHING), instance.mac) is not None
+    return is_running(domain) and tap_of(xml_of(domain), instance.mac) is not None
 
 
 def _force_off(domain: Any) -> None:  # noqa: ANN401
@@ -337,11 +334,10 @@ def adopt(files: InstanceFiles, instance: Instance, domain: Any) -> bool:  # noq
     progress = read_progress(files)
     if progress is None:
         return False
-    done = progress.phase == COMPLETING and SAID_DONE.search(read_console(files.console))
-    if not done and (progress.phase == COMPLETING or not has_booted(domain, instance)):
-        return False
-    files.fork.unlink()
-    return True
+    whole = bool(SAID_DONE.search(read_console(files.console))) if progress.phase == COMPLETING else has_booted(domain, instance)
+    if whole:
+        files.fork.unlink()
+    return whole
 
 
 def identity_words(files: InstanceFiles, *, grown: bool) -> str:

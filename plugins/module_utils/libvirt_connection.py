@@ -76,10 +76,10 @@ def connect(uri: str) -> Any:  # noqa: ANN401
 
 def find_domain(connection: Any, name: str) -> Any:  # noqa: ANN401
     """Return the domain named ``name``, or ``None``."""
-    return unless_gone(lambda: connection.lookupByName(name), None)
+    return _unless_gone(lambda: connection.lookupByName(name), None)
 
 
-def unless_gone(ask: Callable[[], T], gone: T) -> T:
+def _unless_gone(ask: Callable[[], T], gone: T) -> T:
     """Ask about a domain; libvirt may forget a transient one at any time, such as a fork whose memory it cannot load.
 
     Args:
@@ -108,7 +108,7 @@ def find_own_domain(connection: Any, name: str, record: str) -> Any:  # noqa: AN
     domain = find_domain(connection, name)
     if domain is None:
         return None
-    xml = unless_gone(lambda: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), "")
+    xml = _unless_gone(lambda: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), "")
     if not xml:
         return None
     owner = marked_record(xml)
@@ -117,6 +117,11 @@ def find_own_domain(connection: Any, name: str, record: str) -> Any:  # noqa: AN
         message = f"libvirt already has a domain named {name!r}, which {whose}"
         raise VmwError(message, "choose another name with `--name` (the playbook's `vmw_name`)", "conflict")
     return domain
+
+
+def xml_of(domain: Any) -> str:  # noqa: ANN401
+    """Return a domain's XML as it is now, or that of an empty one when libvirt has just forgotten it."""
+    return _unless_gone(domain.XMLDesc, "<domain/>")
 
 
 def is_out_of_space(domain: Any) -> bool:  # noqa: ANN401
@@ -130,12 +135,12 @@ def is_out_of_space(domain: Any) -> bool:  # noqa: ANN401
 
 def is_running(domain: Any) -> bool:  # noqa: ANN401
     """Tell whether a domain, or ``None``, is active."""
-    return domain is not None and unless_gone(lambda: bool(domain.isActive()), gone=False)
+    return domain is not None and _unless_gone(lambda: bool(domain.isActive()), gone=False)
 
 
 def has_saved_memory(domain: Any) -> bool:  # noqa: ANN401
     """Tell whether a domain, or ``None``, is off with its memory saved, so that its next start goes on from there."""
-    return domain is not None and unless_gone(lambda: not domain.isActive() and bool(domain.hasManagedSaveImage(0)), gone=False)
+    return domain is not None and _unless_gone(lambda: not domain.isActive() and bool(domain.hasManagedSaveImage(0)), gone=False)
 
 
 def domain_state(domain: Any) -> str:  # noqa: ANN401

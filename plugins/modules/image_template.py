@@ -102,7 +102,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.image import (
     current_generation,
 )
 from ansible_collections.vmw.worktree.plugins.module_utils.image_builder import INIT
-from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect, is_running, unless_gone
+from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection import connect, is_running, xml_of
 from ansible_collections.vmw.worktree.plugins.module_utils.save_image import head_of
 from ansible_collections.vmw.worktree.plugins.module_utils.state import (
     State,
@@ -272,8 +272,7 @@ def remove_leftovers(connection: Any, images: Path, prefix: str) -> None:  # noq
     for domain in connection.listAllDomains():
         if not domain.name().startswith(prefix):
             continue
-        mark = marked_record(unless_gone(domain.XMLDesc, "<domain/>"))
-        if images in Path(mark).parents:
+        if images in Path(marked_record(xml_of(domain))).parents:
             # It may just have ended by itself.
             with contextlib.suppress(libvirt.libvirtError):
                 domain.destroy()

@@ -15,6 +15,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.instance import Insta
 from ansible_collections.vmw.worktree.plugins.module_utils.layers import domain as module
 from ansible_collections.vmw.worktree.plugins.module_utils.layers.task import Clock
 from ansible_collections.vmw.worktree.plugins.module_utils.state import State
+from libvirt_support import LibvirtError
 from records import record
 
 if TYPE_CHECKING:
@@ -31,17 +32,6 @@ CARD = (
     "<domain><devices><interface type='bridge'><mac address='52:54:00:00:00:01'/><target dev='vmw-1b671a64'/></interface>"
     "</devices></domain>"
 )
-
-
-class LibvirtError(Exception):
-    """Stand for the binding's own."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"error {code}")
-        self.code = code
-
-    def get_error_code(self) -> int:
-        return self.code
 
 
 class Libvirt:

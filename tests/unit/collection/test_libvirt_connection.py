@@ -15,6 +15,7 @@ from ansible_collections.vmw.worktree.plugins.module_utils.libvirt_connection im
     has_saved_memory,
     is_running,
 )
+from libvirt_support import LibvirtError
 
 DENIED = "Failed to connect socket to '/var/run/libvirt/libvirt-sock': Permission denied"
 
@@ -39,17 +40,6 @@ def test_a_libvirt_that_does_not_run_is_another_matter() -> None:
 
 
 NO_DOMAIN, INTERNAL_ERROR = 42, 1
-
-
-class LibvirtError(Exception):
-    """Stand for the binding's own."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(str(code))
-        self.code = code
-
-    def get_error_code(self) -> int:
-        return self.code
 
 
 class Libvirt:
